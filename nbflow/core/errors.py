@@ -1,0 +1,191 @@
+"""Every error nbflow raises. This page is the map.
+
+    NbflowError
+    ├── StoreError
+    │   ├── StoreBusy            another process has the database open
+    │   ├── StoreFull            the disk refused the bytes
+    │   ├── StoreReadOnly        the folder cannot be written
+    │   ├── StoreTooNew          written by a later nbflow; left untouched
+    │   ├── NotAStore            a foreign or unreadable file stands where the store should
+    │   ├── CorruptRecord        a journal record or database row fails its check
+    │   ├── CorruptLeaf          a stored buffer is missing or altered
+    │   ├── DuplicateRecord      (run, seq) is taken
+    │   ├── UnknownRun           no such run
+    │   └── UnknownStep          no such step or output in the run
+    ├── LeaseError
+    │   ├── LeaseHeld            a living owner has the run
+    │   ├── LeaseLost            another owner took the run over
+    │   └── NotTheOwner          a forked or worker process tried to record
+    ├── ValueProblem
+    │   ├── CannotStore          a value cannot be pickled; names variable and path
+    │   ├── CannotRestore        a recorded value cannot be rebuilt
+    │   └── Untrusted            the signature is not by a key this user trusts
+    ├── RunError
+    │   ├── NoActiveRun          a durable call outside any run
+    │   ├── InvalidTransition    a final state cannot change
+    │   └── RunFinished          the run is completed or cancelled
+    ├── StepError
+    │   ├── StepTimeout          an attempt took longer than its timeout
+    │   └── RecordedFailure      stands for a recorded exception that cannot be rebuilt
+    └── UsageError               an option or argument that makes no sense
+
+An error says what happened, to which run and step, and what to do next. The
+facts are attributes as well (`error.run`, `error.step`, `error.seq`), so
+programs need not parse the sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NbflowError(Exception):
+    """Base of all errors raised by nbflow.
+
+    Keyword facts become attributes and `hint` closes the message:
+
+        >>> error = NbflowError("The lease is gone.", run="r1", hint="Restart the kernel.")
+        >>> error.run, str(error)
+        ('r1', 'The lease is gone. Restart the kernel.')
+    """
+
+    run: str | None = None
+    step: str | None = None
+    seq: int | None = None
+    hint: str | None = None
+
+    def __init__(self, message: str, *, hint: str | None = None, **facts: Any) -> None:
+        self.message = message
+        self.hint = hint
+        self.facts = facts
+        for name, value in facts.items():
+            setattr(self, name, value)
+        super().__init__(message if hint is None else f"{message} {hint}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.hint, self.facts)
+
+
+def _rebuild(cls: type[NbflowError], message: str, hint: str | None, facts: dict[str, Any]) -> NbflowError:
+    return cls(message, hint=hint, **facts)
+
+
+class StoreError(NbflowError):
+    """The store could not do what was asked."""
+
+
+class StoreBusy(StoreError):
+    """Another process has the database open; `pid` names it where DuckDB tells."""
+
+    pid: int | None = None
+
+
+class StoreFull(StoreError):
+    """The disk has no room; nothing that was acknowledged is lost."""
+
+
+class StoreReadOnly(StoreError):
+    """The store's folder cannot be written by this user."""
+
+
+class StoreTooNew(StoreError):
+    """The store was written by a later nbflow; it was left untouched."""
+
+
+class NotAStore(StoreError):
+    """The path holds something that is not an nbflow store."""
+
+
+class CorruptRecord(StoreError):
+    """A journal record or a database row fails its check; `run` and `seq` name it."""
+
+
+class CorruptLeaf(StoreError):
+    """A stored buffer is missing, cut or altered; `digest` names it."""
+
+    digest: bytes | None = None
+
+
+class DuplicateRecord(StoreError):
+    """The pair `(run, seq)` is taken; nothing was overwritten."""
+
+
+class UnknownRun(StoreError):
+    """The store holds no run of this id."""
+
+
+class UnknownStep(StoreError):
+    """The run holds no step or output of this name."""
+
+
+class LeaseError(NbflowError):
+    """The right to write to a run."""
+
+
+class LeaseHeld(LeaseError):
+    """A living owner has the run; `host`, `pid` and `since` say who."""
+
+    host: str | None = None
+    pid: int | None = None
+    since: float | None = None
+
+
+class LeaseLost(LeaseError):
+    """Another owner took the run over; nothing this process does is recorded any more."""
+
+
+class NotTheOwner(LeaseError):
+    """A forked or worker process tried to record into its parent's run."""
+
+
+class ValueProblem(NbflowError):
+    """A value that cannot be stored, restored or trusted."""
+
+
+class CannotStore(ValueProblem):
+    """A value cannot be pickled; `variable` and `path` say which part of it."""
+
+    variable: str | None = None
+    path: str | None = None
+
+
+class CannotRestore(ValueProblem):
+    """A recorded value cannot be rebuilt here (a class is gone, say)."""
+
+
+class Untrusted(ValueProblem):
+    """A checkpoint is not signed by a key this user trusts; it was not unpickled."""
+
+
+class RunError(NbflowError):
+    """A run cannot do this now."""
+
+
+class NoActiveRun(RunError):
+    """A durable call was made outside any run."""
+
+
+class InvalidTransition(RunError):
+    """The state machine of runs or steps forbids this change."""
+
+
+class RunFinished(RunError):
+    """The run is completed or cancelled, and final."""
+
+
+class StepError(NbflowError):
+    """A step did not end well."""
+
+
+class StepTimeout(StepError, TimeoutError):
+    """An attempt took longer than its `timeout` (seconds)."""
+
+    timeout: float | None = None
+
+
+class RecordedFailure(StepError):
+    """Stands for a recorded exception that cannot be rebuilt; `error` has its text."""
+
+
+class UsageError(NbflowError, ValueError):
+    """An option or argument that makes no sense; nothing was run."""

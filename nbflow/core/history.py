@@ -1,0 +1,205 @@
+"""What a run is now: a pure fold over its journal entries.
+
+The session replays from it, the store lists from it, and the property tests
+compare it with a reference model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nbflow.core.model import (
+    Entry,
+    ErrorInfo,
+    MessageTaken,
+    RunAttached,
+    RunChanged,
+    RunInfo,
+    RunOpened,
+    RunTagged,
+    StepCompleted,
+    StepCursor,
+    StepEnded,
+    StepForgotten,
+    StepInfo,
+    StepRetried,
+    StepStarted,
+)
+from nbflow.core.states import FINAL_RUN_STATES, FINAL_STEP_STATES, RunState, StepState, advance_run
+
+
+@dataclass
+class Execution:
+    """One execution of a step: how it began, how it ended, what it can continue from."""
+
+    number: int
+    started_at: float
+    started: StepStarted
+    attempt: int = 1
+    ended_at: float | None = None
+    completed: StepCompleted | None = None
+    ended: StepEnded | None = None
+    retried: StepRetried | None = None
+    cursor: StepCursor | None = None
+    forgotten: bool = False
+    interrupted: bool = False
+
+    @property
+    def state(self) -> StepState:
+        """The state this execution is in; one whose process died counts as cancelled once the run is attached again."""
+        if self.completed is not None:
+            return StepState.COMPLETED
+        if self.ended is not None:
+            return StepState(self.ended.state)
+        return StepState.CANCELLED if self.interrupted else StepState.RUNNING
+
+
+@dataclass
+class History:
+    """The fold: feed it entries in order with `add`, ask it anything in constant time.
+
+    >>> history = History()
+    >>> history.add(Entry(1, 0.0, RunOpened(run="r", workflow="w")))
+    >>> history.state, history.seq
+    (<RunState.PENDING: 'pending'>, 1)
+    """
+
+    opened: RunOpened | None = None
+    opened_at: float = 0.0
+    updated_at: float = 0.0
+    finished_at: float | None = None
+    seq: int = 0
+    state: RunState = RunState.PENDING
+    reason: str = ""
+    error: ErrorInfo | None = None
+    attached: RunAttached | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    executions: dict[int, Execution] = field(default_factory=dict)
+    by_step: dict[str, list[Execution]] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    _done: dict[tuple[str, bytes], Execution] = field(default_factory=dict)
+    _open: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> History:
+        """Fold all entries of a run."""
+        history = cls()
+        for entry in entries:
+            history.add(entry)
+        return history
+
+    def add(self, entry: Entry) -> None:
+        """Take the next entry in; entries come in the order of `seq`."""
+        record = entry.record
+        self.seq = entry.seq
+        self.updated_at = entry.at
+        if isinstance(record, StepStarted):
+            execution = Execution(entry.seq, entry.at, record, attempt=record.attempt)
+            self.executions[entry.seq] = execution
+            self._open.add(entry.seq)
+            self.by_step.setdefault(record.step, []).append(execution)
+        elif isinstance(record, StepCompleted):
+            execution = self.executions[record.execution]
+            if execution.state in FINAL_STEP_STATES:
+                return  # terminal states never change; the first end counts
+            self._open.discard(execution.number)
+            execution.completed, execution.ended_at, execution.attempt = record, entry.at, record.attempt
+            self._done[execution.started.step, execution.started.signature] = execution
+        elif isinstance(record, StepEnded):
+            execution = self.executions[record.execution]
+            if execution.state not in FINAL_STEP_STATES:
+                self._open.discard(execution.number)
+                execution.ended, execution.ended_at, execution.attempt = record, entry.at, record.attempt
+        elif isinstance(record, StepRetried):
+            execution = self.executions[record.execution]
+            execution.retried, execution.attempt = record, record.attempt + 1
+        elif isinstance(record, StepCursor):
+            self.executions[record.execution].cursor = record
+        elif isinstance(record, StepForgotten):
+            for execution in self.by_step.get(record.step, ()):
+                execution.forgotten = True
+                self._done.pop((record.step, execution.started.signature), None)
+        elif isinstance(record, RunChanged):
+            if self.state not in FINAL_RUN_STATES:
+                self.state = advance_run(self.state, RunState(record.state))
+                self.reason, self.error = record.reason, record.error
+                self.finished_at = entry.at if self.state in FINAL_RUN_STATES else None
+        elif isinstance(record, RunAttached):
+            self.attached = record
+            for number in self._open:  # their process is gone: nobody can end them any more
+                self.executions[number].interrupted = True
+            self._open.clear()
+            if self.state not in FINAL_RUN_STATES:
+                self.state = advance_run(self.state, RunState.RUNNING)
+                self.reason, self.error = "", None
+        elif isinstance(record, RunTagged):
+            self.tags.update(record.tags)
+        elif isinstance(record, MessageTaken):
+            self.taken.add(record.message)
+        else:
+            self.opened, self.opened_at = record, entry.at
+            self.tags.update(record.tags)
+
+    def completed(self, step: str, signature: bytes) -> Execution | None:
+        """Return the newest completed, not forgotten execution of this step with this signature."""
+        return self._done.get((step, signature))
+
+    def latest(self, step: str) -> Execution | None:
+        """Return the newest execution of the step in whatever state, forgotten ones included."""
+        executions = self.by_step.get(step)
+        return executions[-1] if executions else None
+
+    def steps(self) -> list[StepInfo]:
+        """List every execution in order; `current` marks the newest completed or else newest one of each step."""
+        current = set()
+        for executions in self.by_step.values():
+            done = [e for e in executions if e.completed is not None and not e.forgotten]
+            current.add((done or executions)[-1].number)
+        return [self._info(execution, execution.number in current) for execution in self.executions.values()]
+
+    def _info(self, execution: Execution, current: bool) -> StepInfo:
+        end = execution.completed or execution.ended
+        checkpoint = execution.completed.checkpoint if execution.completed else None
+        started = execution.started
+        error = execution.ended.error if execution.ended else None
+        return StepInfo(
+            run=self.opened.run if self.opened else "",
+            execution=execution.number,
+            step=started.step,
+            name=started.name,
+            step_kind=started.step_kind,
+            signature=started.signature,
+            state=execution.state,
+            attempt=execution.attempt,
+            parent=started.parent,
+            version=started.version,
+            started_at=execution.started_at,
+            finished_at=execution.ended_at,
+            seconds=end.seconds if end else None,
+            error=error,
+            outputs=checkpoint.outputs if checkpoint else (),
+            current=current,
+        )
+
+    def info(self) -> RunInfo:
+        """Return the run as one row of a listing."""
+        assert self.opened is not None, "a history without its first record has no row"
+        return RunInfo(
+            run=self.opened.run,
+            workflow=self.opened.workflow,
+            state=self.state,
+            workflow_kind=self.opened.workflow_kind,
+            version=self.opened.version,
+            params=self.opened.params,
+            tags=dict(self.tags),
+            parent=self.opened.parent,
+            created_at=self.opened_at,
+            updated_at=self.updated_at,
+            finished_at=self.finished_at,
+            attempts=self.attached.attempt if self.attached else 0,
+            generation=self.attached.generation if self.attached else 0,
+            steps=sum(1 for executions in self.by_step.values() if any(e.completed for e in executions)),
+            error=f"{self.error.type}: {self.error.message}" if self.error else self.reason,
+            owner=self.attached.owner if self.attached else None,
+        )

@@ -1,0 +1,450 @@
+"""Run or replay one durable cell.
+
+    options + body
+      → transform, analyse, compile          a syntax error ends here, nothing is recorded
+      → fingerprint what it reads             → signature
+      → recorded?  restore variables, ambient state and display, say so in one line
+      → otherwise  run it under the recorder and record variables, ambient state, display
+
+Exceptions of the user's code leave unchanged, so that one traceback is shown
+and *Run All* stops; the session has recorded the failure by then.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nbflow.core.errors import CannotRestore, CannotStore, CorruptLeaf, LeaseLost, UsageError
+from nbflow.notebook import ambient, capture, messages
+from nbflow.notebook import detail as keys
+from nbflow.notebook.amounts import duration
+from nbflow.notebook.execute import CellCode, compile_body, run_code, run_code_async, transform
+from nbflow.notebook.options import CellOptions
+
+if TYPE_CHECKING:
+    from nbflow.core.history import Execution
+    from nbflow.notebook.auto import CellRewriter
+    from nbflow.notebook.host import Host
+    from nbflow.notebook.tracking import Inputs
+    from nbflow.runtime.session import Session, StepResult, StepSpec
+
+_UNSTORED = "recorded without what cannot be stored"
+
+# Keys of the completed record's detail that only this module reads.
+_DREW = "drew"
+_SEEDS = "seeds"
+_RESULT = "result"
+_AMBIENT = "ambient"
+
+#: Results of the last expression up to this many bytes are recorded as objects.
+_RESULT_LIMIT = 64 * 1024
+
+
+@dataclass
+class _Work:
+    """One durable cell about to be replayed or run."""
+
+    session: Session
+    spec: StepSpec
+    code: CellCode
+    options: CellOptions
+    inputs: Inputs
+    recorder: capture.Recorder | None = None
+    generators: list[str] = field(default_factory=list)
+
+
+class CellRunner:
+    """Runs the durable cells of one shell."""
+
+    def __init__(self, host: Host, rewriter: CellRewriter) -> None:
+        self.host = host
+        self.shell = host.shell
+        self._rewriter = rewriter
+
+    def run(self, options: CellOptions, body: str) -> None:
+        """Replay the cell or run it.
+
+        Raises:
+            UsageError: top-level await where it cannot be awaited, a name used twice.
+            Whatever the cell raises.
+        """
+        code, work = self._prepare(options, body)
+        if code.awaits:
+            raise UsageError(
+                "This cell has a top-level await, and %%durable is inside another magic.",
+                hint="Make %%durable the first line of the cell.",
+            )
+        try:
+            if work is None:
+                run_code(self.shell, code)
+            elif not self._replay(work):
+                execution = work.session.run_step(
+                    work.spec, lambda _attempt: self._body(work), self._shown(work)
+                )
+                self._recorded(work, execution)
+        except BaseException as error:
+            self._leave(error)
+            raise
+
+    async def run_async(self, options: CellOptions, body: str) -> None:
+        """Do as `run` for a cell with top-level await."""
+        code, work = self._prepare(options, body)
+        try:
+            if work is None:
+                await run_code_async(self.shell, code)
+            elif not self._replay(work):
+                execution = await work.session.run_step_async(
+                    work.spec, lambda _attempt: self._body_async(work), self._shown(work)
+                )
+                self._recorded(work, execution)
+        except BaseException as error:
+            self._leave(error)
+            raise
+
+    def _leave(self, error: BaseException) -> None:
+        if isinstance(error, LeaseLost):
+            raise self.host.lose(error) from None
+        if isinstance(error, CannotStore) and error.variable in self.shell.user_ns:
+            error.add_note(
+                f"The cell ran and {error.variable} is in memory, but nothing is recorded. With "
+                "`--on-cannot-store rerun` the rest is, and the cell runs again when a new kernel resumes."
+            )
+        messages.only_user_frames(self.shell, error)
+
+    # --- before ---------------------------------------------------------------------------------------
+
+    def _prepare(self, options: CellOptions, body: str) -> tuple[CellCode, _Work | None]:
+        from nbflow.notebook.analysis import analyse
+
+        place = self.host.place
+        try:
+            with self._rewriter.suspended():
+                source = transform(self.shell, body)
+            code = compile_body(self.shell, body, source, place)
+        except SyntaxError as error:
+            raise messages.shown_syntax_error(self.shell, error) from error
+        if options.auto and (place is None or not place.recorded):
+            return code, None  # what a front end runs for itself is no part of the notebook
+        analysis = analyse(source, self.shell.user_ns)
+        if analysis.definition_only:
+            return code, None
+        name = self.host.name_of(analysis, options.name, place)
+        session = self.host.attach()
+        from nbflow.notebook.analysis import code_digest, helper_digests
+        from nbflow.runtime.session import StepSpec
+
+        if place is not None:
+            place.durable = True
+        inputs = self.host.tracker.before(analysis, reads=options.inputs, writes=options.out or ())
+        code_hash = code_digest(source)
+        spec = StepSpec(
+            step=name,
+            name=name,
+            kind="cell",
+            signature=inputs.signature(code_hash, version=options.version, options=_declared(options)),
+            retry=options.retry,
+            timeout=options.timeout,
+            version=options.version,
+            check=options.check,
+            detail={
+                keys.CODE: code_hash.hex(),
+                keys.SOURCE: body,
+                keys.READS: inputs.detail(),
+                keys.HELPERS: {n: d.hex() for n, d in helper_digests(analysis, self.shell.user_ns).items()},
+                keys.CELL_ID: (place.cell_id if place else None) or "",
+            },
+        )
+        return code, _Work(session, spec, code, options, inputs)
+
+    # --- replay ---------------------------------------------------------------------------------------
+
+    def _replay(self, work: _Work) -> bool:
+        """Give the recorded cell back, if there is one that stands for this work; tell whether there was."""
+        begin = time.perf_counter()
+        execution = self._recorded_execution(work)
+        if execution is None:
+            if not self.host.config.quiet:
+                self._say_if_renamed(work)
+            return False
+        completed = execution.completed
+        assert completed is not None
+        session, namespace = work.session, self.shell.user_ns
+        try:
+            values = session.restore(execution)
+            state = session.restore_state(execution)
+            display = capture.decode(session.display(execution))
+        except (CannotRestore, CorruptLeaf) as error:
+            error.add_note(f"Run it again with `%nbflow forget {work.spec.name}`, then this cell.")
+            raise
+        namespace.update(values)
+        for name in completed.detail.get(keys.DELETES, ()):
+            namespace.pop(name, None)
+        self._remember(execution)
+        problems = ambient.restore(state.get(_AMBIENT, {}))
+        self.host.seeds.update(state.get(_SEEDS, {}))
+        self.host.generators.update(name for name in state.get(_AMBIENT, {}) if name in ambient.GENERATORS)
+        self.host.done_here[work.spec.step] = execution.number
+        result = {}
+        if _RESULT in state:
+            result["result"] = state[_RESULT]
+        elif completed.detail.get(_RESULT) in namespace:
+            result["result"] = namespace[completed.detail[_RESULT]]
+        capture.replay(self.shell, display, **result)
+        for problem in problems:
+            messages.say(self.shell, f"{work.spec.name}: {problem}")
+        if not self.host.config.quiet:
+            now = time.perf_counter() - begin
+            at = execution.ended_at or execution.started_at
+            messages.say(self.shell, messages.restored_line(work.spec.name, at, completed.seconds, now))
+        return True
+
+    def _recorded_execution(self, work: _Work) -> Execution | None:
+        """Return the execution to replay; None when the cell has to run, which is said with the reason."""
+        options, step = work.options, work.spec.step
+        if options.refresh:
+            return None
+        history = work.session.history
+        done = [e for e in history.by_step.get(step, ()) if e.completed is not None and not e.forgotten]
+        if not done:
+            return None
+        standing = done
+        if not options.once:
+            newest = work.session.find(step, work.spec.signature)
+            same = [e for e in done if e.started.signature == work.spec.signature and e is not newest]
+            standing = [*same, newest] if newest is not None else []
+        reason = ""
+        for execution in reversed(standing):
+            problem = self._problem(work, execution)
+            if not problem:
+                return execution
+            reason = reason or problem
+        reason = reason or why_other(work.spec, done[-1])
+        # What cannot be stored is said when the cell is done.
+        if not self.host.config.quiet and reason != _UNSTORED:
+            messages.say(self.shell, f"{work.spec.name} runs again: {reason}")
+        return None
+
+    def _problem(self, work: _Work, execution: Execution) -> str:
+        """Say why a recorded execution of this signature does not stand for the work; "" when it does."""
+        completed = execution.completed
+        assert completed is not None
+        found = completed.detail
+        if work.options.ttl is not None:
+            age = work.session.clock.now() - (execution.ended_at or execution.started_at)
+            if age > work.options.ttl:
+                return f"the recording is {duration(age)} old, more than its --ttl"
+        if work.options.once:
+            return ""
+        seeds = found.get(_SEEDS, {})
+        for generator in found.get(_DREW, ()):
+            then, now = seeds.get(generator), self.host.seeds.get(generator)
+            if then is not None and now is not None and then != now:
+                return "the random numbers that it draws are seeded otherwise now"
+        unstored = found.get(keys.UNSTORED, ())
+        here = self.host.done_here.get(work.spec.step) == execution.number
+        if unstored and not (here and all(name in self.shell.user_ns for name in unstored)):
+            return _UNSTORED
+        aliases = {name: bytes.fromhex(was) for name, was in found.get(keys.ALIASES, {}).items()}
+        if aliases:
+            outputs = completed.checkpoint.outputs if completed.checkpoint else ()
+            recorded = {output.name: output.fingerprint for output in outputs}
+            conflicts = self.host.tracker.conflicts(aliases, recorded)
+            if conflicts:
+                return f"it would give {', '.join(sorted(conflicts))} back, of which there is another version now"
+        return ""
+
+    def _say_if_renamed(self, work: _Work) -> None:
+        history = work.session.history
+        if work.spec.step in history.by_step:
+            return
+        from nbflow.notebook.identity import similar
+
+        old = similar(work.spec.step, bytes.fromhex(work.spec.detail[keys.CODE]), history)
+        if old is not None and old not in self.host.done_here:
+            messages.say(
+                self.shell,
+                f"{work.spec.name} has the code of {old}, which is recorded: the cell was renamed, and "
+                "results are found by name, so it runs. What is recorded of the old name stays in history.",
+            )
+
+    # --- run ------------------------------------------------------------------------------------------
+
+    def _body(self, work: _Work) -> StepResult:
+        before = self._before()
+        with capture.record(self.shell, self.host.config.display_limit) as recorder:
+            work.recorder = recorder
+            from nbflow.runtime.scope import Scope
+
+            with work.session.within(Scope(work.spec.step)):
+                run_code(self.shell, work.code)
+            flush_figures(self.shell)
+        return self._result(work, before)
+
+    async def _body_async(self, work: _Work) -> StepResult:
+        before = self._before()
+        with capture.record(self.shell, self.host.config.display_limit) as recorder:
+            work.recorder = recorder
+            from nbflow.runtime.scope import Scope
+
+            with work.session.within(Scope(work.spec.step)):
+                await run_code_async(self.shell, work.code)
+            flush_figures(self.shell)
+        return self._result(work, before)
+
+    def _before(self) -> ambient.Snapshot:
+        return ambient.snapshot(environ=self.host.config.ambient_environ)
+
+    def _shown(self, work: _Work) -> Any:
+        def on_error(_error: BaseException) -> bytes:
+            return work.recorder.encoded() if work.recorder is not None and work.options.display else b""
+
+        return on_error
+
+    def _result(self, work: _Work, before: ambient.Snapshot) -> StepResult:
+        """Collect what the cell left behind."""
+        from nbflow.runtime.session import StepResult
+        from nbflow.values.leaf import Digests
+
+        assert work.recorder is not None
+        after = ambient.snapshot(environ=self.host.config.ambient_environ)
+        changes = ambient.changes(before, after, known=self.host.generators)
+        seeded = ambient.seeds(work.code.source, before, after)
+        # What it drew from a generator that it seeded itself depends on no seed of others.
+        drew = [name for name in ambient.drawn(before, after) if name not in seeded]
+        digests = Digests()
+        outputs = self.host.tracker.after(work.inputs, writes=work.options.out, digests=digests)
+        values = {name: self.shell.user_ns[name] for name in outputs.names}
+        # `with open(path) as f` leaves a closed file behind: nothing anybody could want back.
+        values = {name: value for name, value in values.items() if not is_closed_file(value)}
+        unstored: list[str] = []
+        if self._policy(work.options) == "rerun":
+            values, unstored = storable(values, digests)
+        found: dict[str, Any] = {
+            keys.WRITES: list(values),
+            keys.DELETES: list(outputs.deleted),
+            keys.ALIASES: {name: was.hex() for name, was in outputs.aliases.items()},
+        }
+        if drew:
+            found[_DREW], found[_SEEDS] = drew, {g: self.host.seeds[g] for g in drew if g in self.host.seeds}
+        self.host.seeds.update(seeded)
+        work.generators = [name for name in changes if name in ambient.GENERATORS]
+        if unstored:
+            found[keys.UNSTORED] = unstored
+        state: dict[str, Any] = {}
+        if changes:
+            state[_AMBIENT] = changes
+        if seeded:
+            state[_SEEDS] = seeded
+        display = b""
+        if work.options.display:
+            display = work.recorder.encoded()
+            self._note_result(work, values, found, state)
+        return StepResult(values, display=display, state=state or None, detail=found, digests=digests)
+
+    def _policy(self, options: CellOptions) -> str:
+        """Return what happens to values that cannot be stored.
+
+        A cell that only `auto` made durable must not fail for what its author never asked for.
+        """
+        return options.on_cannot_store or ("rerun" if options.auto else self.host.config.on_cannot_store)
+
+    def _note_result(
+        self, work: _Work, values: dict[str, Any], found: dict[str, Any], state: dict[str, Any]
+    ) -> None:
+        """Record the last result itself where that is free: a variable of the cell, or small plain data."""
+        assert work.recorder is not None
+        if not any(output.kind == "result" for output in work.recorder.display().outputs):
+            return
+        result = self.shell.user_ns.get("_")
+        for name, value in values.items():
+            if value is result:
+                found[_RESULT] = name
+                return
+        if ambient.is_plain(result) and len(repr(result)) <= _RESULT_LIMIT:
+            state[_RESULT] = result
+
+    def _recorded(self, work: _Work, execution: Execution) -> None:
+        """The step is on disk: remember what it is here, and say what was not recorded."""
+        assert execution.completed is not None
+        self._remember(execution)
+        self.host.done_here[work.spec.step] = execution.number
+        self.host.generators.update(work.generators)
+        if self.host.config.quiet:
+            return
+        unstored = execution.completed.detail.get(keys.UNSTORED, ())
+        if unstored:
+            messages.say(
+                self.shell, f"{', '.join(unstored)} cannot be stored, so this cell runs again in a new kernel"
+            )
+        if work.recorder is not None and work.recorder.lost and work.options.display:
+            messages.say(self.shell, capture.lost_notice(work.recorder.lost, work.recorder.limit).strip())
+
+    def _remember(self, execution: Execution) -> None:
+        checkpoint = execution.completed.checkpoint if execution.completed else None
+        for output in checkpoint.outputs if checkpoint else ():
+            if output.name in self.shell.user_ns:
+                value = self.shell.user_ns[output.name]
+                self.host.tracker.versions.remember(
+                    output.name, value, output.fingerprint, stable=output.stable
+                )
+
+
+def why_other(spec: StepSpec, execution: Execution) -> str:
+    """Say what tells this work from a recorded execution of the same cell.
+
+    A helper is a function of the notebook that the cell uses; its code is part of what the cell reads.
+    """
+    before, now = execution.started.detail, spec.detail
+    if spec.version or execution.started.version:
+        if spec.version != execution.started.version:
+            return "version changed"
+    elif before.get(keys.CODE) != now.get(keys.CODE):
+        return "code changed"
+    helpers = before.get(keys.HELPERS, {}), now.get(keys.HELPERS, {})
+    edited = [n for n in sorted(helpers[1]) if n in helpers[0] and helpers[0][n] != helpers[1][n]]
+    if edited:
+        return f"helper {edited[0]}() changed"
+    reads = before.get(keys.READS, {}), now.get(keys.READS, {})
+    changed = [name for name in sorted(reads[1]) if reads[0].get(name) != reads[1][name]]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        return f"reads {', '.join(changed[:3])}{more}, which changed"
+    return "options changed"
+
+
+def _declared(options: CellOptions) -> str:
+    """Return the options that make the work another one: what counts as output."""
+    return "" if options.out is None else "out=" + ",".join(sorted(options.out))
+
+
+def is_closed_file(value: Any) -> bool:
+    """Tell whether the value is a file that was closed."""
+    return isinstance(value, io.IOBase) and not isinstance(value, (io.BytesIO, io.StringIO)) and value.closed
+
+
+def storable(values: dict[str, Any], digests: Any) -> tuple[dict[str, Any], list[str]]:
+    """Leave out the variables that cannot be stored; return the others and the names left out."""
+    from nbflow.values.codec import encode
+
+    kept, unstored = dict(values), []
+    while kept:
+        try:
+            encode(kept, digests=digests)
+        except CannotStore as error:
+            if error.variable not in kept:
+                raise
+            del kept[error.variable]
+            unstored.append(error.variable)
+        else:
+            break
+    return kept, unstored
+
+
+def flush_figures(shell: Any) -> None:
+    """Show the plots that matplotlib's inline backend keeps until the cell ends: they are the step's."""
+    for callback in list(shell.events.callbacks.get("post_execute", ())):
+        if getattr(callback, "__name__", "") == "flush_figures":
+            callback()

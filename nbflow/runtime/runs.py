@@ -1,0 +1,170 @@
+"""`nbflow.run`: a run as a with statement, for plain scripts; and the run one is in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nbflow.core.errors import LeaseLost, UsageError
+from nbflow.core.states import RunState
+from nbflow.runtime import active
+from nbflow.runtime.session import Session
+from nbflow.store.protocol import Store
+
+
+class Run:
+    """The run that this code is part of: what it is called and what is known of it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def id(self) -> str:
+        """The run's id; ids sort by time."""
+        return self._session.run
+
+    @property
+    def workflow(self) -> str:
+        """What is run."""
+        return self._session.workflow
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters that the run was opened with."""
+        assert self._session.history.opened is not None
+        return dict(self._session.history.opened.params)
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1; every resume is one."""
+        return self._session.attempt
+
+    @property
+    def resumed(self) -> bool:
+        """Whether completed steps were found when the run was attached."""
+        return self._session.resumed
+
+    @property
+    def state(self) -> str:
+        """The run's state: running, waiting, completed, failed or cancelled."""
+        return str(self._session.history.state)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The run's tags."""
+        return dict(self._session.history.tags)
+
+    def flush(self) -> None:
+        """Return when everything recorded so far is on disk."""
+        self._session.log.flush()
+
+    def __repr__(self) -> str:
+        return f"<nbflow run {self.id} of {self.workflow}, {self.state}, attempt {self.attempt}>"
+
+
+@contextmanager
+def run(
+    name: str,
+    /,
+    *,
+    store: Store | str | Path | None = None,
+    version: str = "",
+    tags: dict[str, str] | None = None,
+    new: bool = False,
+    resume: str | None = None,
+    steal: bool = False,
+    **params: Any,
+) -> Iterator[Run]:
+    """Open a durable run for the body of a with statement.
+
+    The newest unfinished run of this name with equal parameters is carried on;
+    otherwise a new one starts. Leaving the body completes the run; an exception
+    fails it (it may be carried on), an interrupt leaves it as it is.
+
+    Args:
+        name: the workflow's name.
+        store: a store or its place; the nearest `.nbflow` folder by default.
+        version: the workflow's version, recorded with the run.
+        tags: words to find the run by.
+        new: start a new run even though an unfinished one is there.
+        resume: carry on this run, by id or unambiguous prefix.
+        steal: take the run over from a living owner.
+        **params: the run's parameters, JSON-able.
+
+    Raises:
+        LeaseHeld: another process has the run.
+        UsageError: a parameter that JSON cannot hold.
+
+    Example:
+        >>> import nbflow
+        >>> with nbflow.run("etl", day="2026-01-01") as current:
+        ...     current.params
+        {'day': '2026-01-01'}
+    """
+    if not name or not isinstance(name, str):
+        raise UsageError(f"A run's name is a text that is not empty, not {name!r}.")
+    if new and resume:
+        raise UsageError("`new` and `resume` contradict each other.")
+    place = store if store is not None and not isinstance(store, (str, Path)) else _store(store)
+    session = Session.open(
+        place,
+        name,
+        kind="script",
+        params=_plain(params),
+        version=version,
+        tags=tags,
+        new=new,
+        run=resume,
+        steal=steal,
+    )
+    active.add(session)
+    token = active.enter(session)
+    try:
+        with session.within(session.root):
+            yield Run(session)
+    except LeaseLost:
+        raise
+    except Exception as error:
+        session.finish(RunState.FAILED, error=error)
+        raise
+    except BaseException:
+        session.log.flush()
+        raise
+    else:
+        session.finish()
+    finally:
+        active.leave(token)
+        active.remove(session)
+        session.close()
+
+
+def current_run() -> Run | None:
+    """Return the run that this code is part of, or None outside any.
+
+    >>> import nbflow
+    >>> nbflow.current_run() is None
+    True
+    """
+    session = active.current()
+    return Run(session) if session is not None else None
+
+
+def _store(place: str | Path | None) -> Store:
+    from nbflow.store.local import process_store
+
+    return process_store(place)
+
+
+def _plain(params: dict[str, Any]) -> dict[str, Any]:
+    """Bring parameters into the form that a record holds, so that a resume compares like with like."""
+    try:
+        return dict(msgspec.json.decode(msgspec.json.encode(params)))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"A run's parameters must be JSON-able: {error}",
+            hint="Pass a name or a path, and load the object in a durable step.",
+        ) from error

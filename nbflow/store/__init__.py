@@ -1,0 +1,1 @@
+"""Where runs are kept: a journal in front of DuckDB."""

@@ -1,0 +1,143 @@
+"""Listings: rows of the `runs` view as `RunInfo`, and the same filters in SQL and in Python.
+
+Unfinished runs are listed from their journals, finished ones from the
+database; a run's row is the same from either (a property test compares them).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from nbflow.core.model import Owner, RunAttached, RunInfo, RunOpened, decode_entry
+from nbflow.store.protocol import RunQuery
+
+if TYPE_CHECKING:
+    import duckdb
+
+#: A run of these states is only in the database: its folder is gone or about to go.
+FINISHED = frozenset({"completed", "cancelled"})
+#: Runs of these states have a folder, so the database need not be asked for them.
+FOLDER_STATES = frozenset({"pending", "running", "waiting", "failed"})
+#: What is listed for a run whose journal cannot be read.
+CORRUPT = "corrupt"
+
+_COLUMNS = (
+    "run, workflow, workflow_kind, version, state, tags, parent, created, updated, finished, "
+    "attempts, generation, steps, error, opened_record, attached_record"
+)
+
+
+def matches(info: RunInfo, query: RunQuery) -> bool:
+    """Tell whether a run passes the filters (not the paging) of a query."""
+    return (
+        (query.workflow is None or matches_name(info.workflow, query.workflow))
+        and (not query.states or info.state in query.states)
+        and all(info.tags.get(name) == value for name, value in (query.tags or {}).items())
+        and (query.since is None or info.created_at >= query.since)
+        and (query.until is None or info.created_at <= query.until)
+    )
+
+
+def matches_name(workflow: str, pattern: str) -> bool:
+    """Tell whether a name fits a pattern in which only `*` is special.
+
+    >>> matches_name("load[1].ipynb", "load[1]*")
+    True
+    """
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), workflow, re.DOTALL) is not None
+
+
+def from_database(
+    connection: duckdb.DuckDBPyConnection, query: RunQuery, *, without: frozenset[str] = frozenset()
+) -> list[RunInfo]:
+    """List the runs of the database that pass the filters, newest first, `offset + limit` at most.
+
+    `without` names runs that the caller lists from their journals.
+    """
+    wheres, values = ["NOT list_contains(?, run)"], [list(without)]
+    _where(query, wheres, values)
+    limit = "" if query.limit is None else f" LIMIT {int(query.limit) + int(query.offset)}"
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM nbflow.run_now WHERE {' AND '.join(wheres)} ORDER BY run DESC{limit}", values
+    ).fetchall()
+    return [_info(row) for row in rows]
+
+
+def by_prefix(connection: duckdb.DuckDBPyConnection, prefix: str) -> list[RunInfo]:
+    """List up to 6 runs of the database whose id begins with `prefix`."""
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM nbflow.run_now WHERE starts_with(run, ?) ORDER BY run DESC LIMIT 6", [prefix]
+    ).fetchall()
+    return [_info(row) for row in rows]
+
+
+def _where(query: RunQuery, wheres: list[str], values: list[Any]) -> None:
+    if query.workflow is not None:
+        wheres.append(r"workflow LIKE ? ESCAPE '\'")
+        values.append(re.sub(r"([\\%_])", r"\\\1", query.workflow).replace("*", "%"))
+    if query.states:
+        wheres.append("list_contains(?, state)")
+        values.append(list(query.states))
+    for name, value in (query.tags or {}).items():
+        wheres.append(
+            "run IN (SELECT run FROM nbflow.tag WHERE name = ? GROUP BY run HAVING arg_max(value, seq) = ?)"
+        )
+        values += [name, value]
+    if query.since is not None:
+        wheres.append("created >= ?")
+        values.append(query.since)
+    if query.until is not None:
+        wheres.append("created <= ?")
+        values.append(query.until)
+
+
+def _info(row: tuple[Any, ...]) -> RunInfo:
+    (
+        run,
+        workflow,
+        workflow_kind,
+        version,
+        state,
+        tags,
+        parent,
+        created,
+        updated,
+        finished,
+        attempts,
+        generation,
+        steps,
+        error,
+        opened_record,
+        attached_record,
+    ) = row
+    params: dict[str, Any] = {}
+    owner: Owner | None = None
+    if opened_record is not None:
+        # The record itself, because JSON has fewer kinds of values than MessagePack.
+        opened = decode_entry(opened_record).record
+        assert isinstance(opened, RunOpened)
+        params = opened.params
+    if attached_record is not None:
+        attached = decode_entry(attached_record).record
+        assert isinstance(attached, RunAttached)
+        owner = attached.owner
+    return RunInfo(
+        run=run,
+        workflow=workflow,
+        state=state,
+        workflow_kind=workflow_kind,
+        version=version,
+        params=params,
+        tags=dict(tags),
+        parent=parent,
+        created_at=created,
+        updated_at=updated,
+        finished_at=finished,
+        attempts=attempts,
+        generation=generation,
+        steps=steps,
+        error=error,
+        owner=owner,
+        alive=False,
+    )

@@ -1,0 +1,186 @@
+"""Unfinished runs as their journals tell, without the database: listings, the newest open run.
+
+A run that was looked at before is read on from there, so that asking again is cheap.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nbflow.core.errors import NbflowError, StoreBusy, UnknownRun
+from nbflow.core.history import History
+from nbflow.core.model import RunInfo, RunOpened
+from nbflow.store.folder import START, Position, RunFolder, list_folders
+from nbflow.store.framing import first_entry
+from nbflow.store.listing import CORRUPT, FINISHED
+from nbflow.store.salvage import journals_of, sound_prefix
+
+#: The first record is looked for in this many bytes before the whole file is read.
+_HEAD = 256 * 1024
+
+
+@dataclass
+class _Known:
+    """A run as far as it was read."""
+
+    history: History
+    position: Position
+
+
+class LiveRuns:
+    """The folders of unfinished runs. Safe to use from several threads."""
+
+    def __init__(self, root: Path, key: Callable[[], bytes]) -> None:
+        self.root = root
+        self._key = key
+        self._known: dict[str, _Known] = {}
+        self._opened: dict[str, RunOpened] = {}
+        self._mutex = threading.Lock()
+
+    def names(self) -> list[str]:
+        """List the ids of the runs that have a folder, oldest first."""
+        return [path.name for path in list_folders(self.root)]
+
+    def folder(self, run: str) -> RunFolder:
+        """Return the run's folder, which need not exist."""
+        return RunFolder(self.root / run, self._key())
+
+    def unchecked(self, run: str) -> RunFolder:
+        """Return the run's folder for a reader that proves every leaf's digest by itself."""
+        return RunFolder(self.root / run, self._key(), verify=False)
+
+    def infos(self) -> list[RunInfo]:
+        """List all runs that have a folder, newest first; what cannot be read is listed as corrupt."""
+        found = []
+        for run in reversed(self.names()):
+            try:
+                found.append(self.info(run))
+            except UnknownRun:
+                continue  # deleted meanwhile
+        return found
+
+    def info(self, run: str) -> RunInfo:
+        """Return one run's row; state "corrupt" and the error where it cannot be read.
+
+        Raises:
+            UnknownRun: it has no folder.
+        """
+        folder = self.folder(run)
+        try:
+            info = self.history(run).info()
+        except (UnknownRun, StoreBusy):
+            raise
+        except NbflowError as error:
+            return self._damaged(folder, error)
+        owner, alive = folder.owner()
+        return msgspec.structs.replace(info, alive=alive, owner=owner or info.owner)
+
+    def history(self, run: str) -> History:
+        """Return the fold over the run's journal as it is now. Not to be changed by the caller.
+
+        Raises:
+            UnknownRun, CorruptRecord, Untrusted, StoreTooNew, StoreBusy.
+        """
+        with self._mutex:
+            known = self._known.get(run)
+            folder = self.folder(run)
+            try:
+                frames, position = folder.tail(known.position if known else START)
+            except NbflowError:
+                self._known.pop(run, None)
+                if known is None:
+                    raise
+                known = None
+                frames, position = folder.tail()
+            if known is None:
+                known = self._known[run] = _Known(History(), START)
+            for frame in frames:
+                known.history.add(frame.entry)
+            known.position = position
+            return known.history
+
+    def _damaged(self, folder: RunFolder, error: NbflowError) -> RunInfo:
+        history = History.of(frame.entry for frame in sound_prefix(folder.path, folder.key))
+        text = f"{type(error).__name__}: {error}"
+        if history.opened is None:
+            return RunInfo(run=folder.run, workflow="", state=CORRUPT, error=text, alive=False)
+        return msgspec.structs.replace(
+            history.info(), state=CORRUPT, error=text, finished_at=None, alive=False
+        )
+
+    def newest_open(self, workflow: str, params: dict[str, Any] | None) -> RunInfo | None:
+        """Return the newest unfinished run of the workflow (and parameters); None when there is none.
+
+        Raises:
+            CorruptRecord: it is damaged, and going on without it would compute everything again unasked.
+        """
+        for run in reversed(self.names()):
+            opened = self._first(run)
+            if (
+                opened is None
+                or opened.workflow != workflow
+                or (params is not None and opened.params != params)
+            ):
+                continue
+            try:
+                history = self.history(run)
+            except UnknownRun:
+                continue
+            if history.state not in FINISHED:
+                return self.info(run)
+        return None
+
+    def _first(self, run: str) -> RunOpened | None:
+        """Return the run's first record; None when it cannot be read, so that nobody knows what it is of."""
+        opened = self._opened.get(run)
+        if opened is None:
+            try:
+                opened = self._opened[run] = self._read_first(run)
+            except UnknownRun:
+                return None  # deleted meanwhile, or its creation was never finished
+            except (OSError, NbflowError) as error:
+                warnings.warn(
+                    f"Run {run} cannot be read and was passed over, so what it holds is computed again: {error} "
+                    "`nbflow doctor` shows what can be saved, `nbflow trust` takes over another user's store.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return None
+        return opened
+
+    def _read_first(self, run: str) -> RunOpened:
+        for _, path in journals_of(self.root / run):
+            with path.open("rb") as file:
+                head = file.read(_HEAD)
+                try:
+                    record = first_entry(head, run, self._key(), place=path.name).record
+                except NbflowError:
+                    record = first_entry(head + file.read(), run, self._key(), place=path.name).record
+            if isinstance(record, RunOpened):
+                return record
+            break
+        raise UnknownRun(f"Run {run} has no first record.", run=run)
+
+    def forget(self, run: str) -> None:
+        """Drop what is remembered of a run."""
+        with self._mutex:
+            self._known.pop(run, None)
+            self._opened.pop(run, None)
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Yield each folder's run and size in bytes."""
+        for path in list_folders(self.root):
+            total = 0
+            for file in path.rglob("*"):
+                try:
+                    total += file.stat().st_size if file.is_file() else 0
+                except FileNotFoundError:
+                    continue  # deleted meanwhile
+            yield path.name, total

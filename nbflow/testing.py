@@ -1,0 +1,359 @@
+"""Fakes for every seam, public because users test their own workflows with them.
+
+- `VirtualClock`: time that moves only when somebody sleeps or `advance`s it.
+- `MemoryStore`: a store without files; leases are honoured, nothing survives the process.
+- `FaultyStore`: wraps a store and fails at the n-th append, before or after it is kept.
+- `nbflow.core.crashpoints`: named places where a test can kill the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from nbflow.core.clock import Clock, SystemClock
+from nbflow.core.errors import (
+    CorruptLeaf,
+    DuplicateRecord,
+    LeaseHeld,
+    LeaseLost,
+    NbflowError,
+    RunFinished,
+    StoreFull,
+    UnknownRun,
+)
+from nbflow.core.history import History
+from nbflow.core.model import (
+    AnyRecord,
+    Entry,
+    LeafRef,
+    Message,
+    Owner,
+    RunAttached,
+    RunInfo,
+    RunOpened,
+    StepInfo,
+)
+from nbflow.core.states import FINAL_RUN_STATES
+from nbflow.store.protocol import Durability, Finding, Retention, RunLog, RunQuery, Store
+from nbflow.values.leaf import Leaf
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FaultyStore", "MemoryStore", "VirtualClock"]
+
+
+class VirtualClock:
+    """Time for tests: `sleep` returns at once and moves the clock by as much.
+
+    `slept` lists every wait in seconds, so a test can see the backoff.
+
+    >>> clock = VirtualClock(100.0)
+    >>> clock.sleep(5)
+    >>> clock.now(), clock.slept
+    (105.0, [5])
+    """
+
+    def __init__(self, now: float = 1_750_000_000.0) -> None:
+        self._now = now
+        self.slept: list[float] = []
+
+    def now(self) -> float:
+        """Return UTC seconds since the epoch."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock; negative moves it back."""
+        self._now += seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Move the clock instead of waiting; zero or less does nothing."""
+        if seconds > 0:
+            self.slept.append(seconds)
+            self._now += seconds
+
+    async def sleep_async(self, seconds: float) -> None:
+        """Move the clock and let other tasks go first."""
+        self.sleep(seconds)
+        await asyncio.sleep(0)
+
+
+@dataclass
+class _MemoryRun:
+    entries: list[Entry] = field(default_factory=list)
+    leaves: dict[bytes, bytearray] = field(default_factory=dict)
+    inbox: list[Message] = field(default_factory=list)
+    generation: int = 0
+    holder: _MemoryLog | None = None
+
+    def history(self) -> History:
+        return History.of(self.entries)
+
+
+class _MemoryLog:
+    """The lease of a run in a `MemoryStore`."""
+
+    def __init__(self, store: MemoryStore, run: str, generation: int, attempt: int) -> None:
+        self.run = run
+        self.generation = generation
+        self.attempt = attempt
+        self._store = store
+        self._run = store.memory[run]
+        self.history: Sequence[Entry] = ()
+
+    def append(self, *records: AnyRecord, durability: Durability = "synced") -> int:
+        with self._store.lock:
+            self._check()
+            return self._store.add(self._run, *records)
+
+    async def append_async(self, *records: AnyRecord) -> int:
+        await asyncio.sleep(0)
+        return self.append(*records)
+
+    def put_leaves(self, leaves: Sequence[Leaf]) -> tuple[LeafRef, ...]:
+        self._check()
+        for leaf in leaves:
+            self._run.leaves.setdefault(leaf.digest, bytearray(b"".join(leaf.parts)))
+        return tuple(
+            LeafRef(digest=leaf.digest, size=leaf.size, segment="memory", form=leaf.form) for leaf in leaves
+        )
+
+    def leaf(self, ref: LeafRef) -> memoryview:
+        return self._store.leaf(self.run, ref)
+
+    def messages(self) -> list[Message]:
+        self._check()
+        taken = self._run.history().taken
+        return [message for message in self._run.inbox if message.id not in taken]
+
+    def flush(self) -> None:
+        self._check()
+
+    def release(self) -> None:
+        if self._run.holder is self:
+            self._run.holder = None
+
+    def _check(self) -> None:
+        if self._run.holder is not self:
+            raise LeaseLost(f"The lease of run {self.run} is gone.", run=self.run)
+
+
+class MemoryStore:
+    """A store in memory: the whole protocol, no files, gone with the process.
+
+    >>> from nbflow.core.model import RunOpened
+    >>> store = MemoryStore()
+    >>> store.create(RunOpened(run="r", workflow="w"))
+    >>> store.run("r").state
+    'pending'
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.memory: dict[str, _MemoryRun] = {}
+        self.lock = threading.RLock()
+        self.clock: Clock = clock or SystemClock()
+
+    def add(self, run: _MemoryRun, *records: AnyRecord) -> int:
+        first = len(run.entries) + 1
+        now = self.clock.now()
+        run.entries.extend(Entry(first + index, now, record) for index, record in enumerate(records))
+        return first
+
+    def _find(self, run: str) -> _MemoryRun:
+        if run not in self.memory:
+            raise UnknownRun(f"There is no run {run}.", run=run)
+        return self.memory[run]
+
+    def create(self, opened: RunOpened) -> None:
+        with self.lock:
+            if opened.run in self.memory:
+                raise DuplicateRecord(f"Run {opened.run} has its record 1 already.", run=opened.run, seq=1)
+            self.memory[opened.run] = _MemoryRun()
+            self.add(self.memory[opened.run], opened)
+
+    def attach(
+        self, run: str, owner: Owner, *, steal: bool = False, versions: dict[str, str] | None = None
+    ) -> RunLog:
+        with self.lock:
+            memory = self._find(run)
+            history = memory.history()
+            if history.state in FINAL_RUN_STATES:
+                raise RunFinished(f"Run {run} is {history.state}.", run=run)
+            if memory.holder is not None and not steal:
+                held = history.attached.owner if history.attached else owner
+                raise LeaseHeld(f"Run {run} is held by pid {held.pid} on {held.host}.", run=run, pid=held.pid)
+            memory.generation += 1
+            attempt = (history.attached.attempt if history.attached else 0) + 1
+            log = memory.holder = _MemoryLog(self, run, memory.generation, attempt)
+            self.add(
+                memory,
+                RunAttached(
+                    generation=memory.generation,
+                    attempt=attempt,
+                    owner=owner,
+                    stolen=steal,
+                    versions=versions or {},
+                ),
+            )
+            log.history = list(memory.entries)
+            return log
+
+    def newest_open(self, workflow: str, params: dict[str, Any] | None = None) -> RunInfo | None:
+        for info in self.runs(RunQuery(states=("pending", "running", "waiting", "failed"), limit=None)):
+            if info.workflow == workflow and (params is None or info.params == params):
+                return info
+        return None
+
+    def entries(self, run: str) -> list[Entry]:
+        return list(self._find(run).entries)
+
+    def leaf(self, run: str, ref: LeafRef) -> memoryview:
+        held = self._find(run).leaves.get(ref.digest)
+        if held is None:
+            raise CorruptLeaf(f"Run {run} lacks a leaf.", run=run, digest=ref.digest)
+        return memoryview(bytearray(held))
+
+    def send(self, run: str, message: Message) -> None:
+        memory = self._find(run)
+        if memory.history().state in FINAL_RUN_STATES:
+            raise RunFinished(f"Run {run} is over.", run=run)
+        memory.inbox.append(message)
+
+    def runs(self, query: RunQuery = RunQuery()) -> list[RunInfo]:
+        infos = [self._info(run) for run in sorted(self.memory, reverse=True)]
+        found = [info for info in infos if _matches(info, query)]
+        end = None if query.limit is None else query.offset + query.limit
+        return found[query.offset : end]
+
+    def _info(self, run: str) -> RunInfo:
+        import msgspec
+
+        memory = self.memory[run]
+        return msgspec.structs.replace(memory.history().info(), alive=memory.holder is not None)
+
+    def run(self, run: str) -> RunInfo:
+        names = [name for name in self.memory if name == run] or [
+            name for name in self.memory if len(run) >= 4 and name.startswith(run)
+        ]
+        if len(names) != 1:
+            raise UnknownRun(f"{len(names)} runs begin with {run!r}: {', '.join(names) or 'none'}.", run=run)
+        return self._info(names[0])
+
+    def steps(self, run: str) -> list[StepInfo]:
+        return self._find(run).history().steps()
+
+    def sql(self, query: str, *, run: str | None = None) -> pd.DataFrame:
+        raise NbflowError(
+            "A MemoryStore has no database.", hint="Use nbflow.store.local.open_store(tmp_path)."
+        )
+
+    def ingest(self) -> int:
+        return 0
+
+    def compact(self, run: str | None = None) -> int:
+        return 0
+
+    def delete(self, run: str) -> None:
+        if self._find(run).holder is not None:
+            raise LeaseHeld(f"Run {run} has a living owner.", run=run)
+        del self.memory[run]
+
+    def collect(self, retention: Retention, *, dry_run: bool = False) -> list[RunInfo]:
+        done = [
+            info for info in self.runs(RunQuery(workflow=retention.workflow, limit=None)) if info.finished_at
+        ]
+        gone = [
+            info
+            for place, info in enumerate(done)
+            if (retention.keep is not None and place >= retention.keep)
+            or (retention.age is not None and self.clock.now() - (info.finished_at or 0) > retention.age)
+        ]
+        if not dry_run:
+            for info in gone:
+                self.delete(info.run)
+        return gone
+
+    def check(self, *, repair: bool = False) -> list[Finding]:
+        return [Finding("ok", "memory", f"{len(self.memory)} runs")]
+
+    def describe(self) -> dict[str, Any]:
+        return {"place": "memory", "runs": len(self.memory)}
+
+    def close(self) -> None:
+        for memory in self.memory.values():
+            memory.holder = None
+
+
+def _matches(info: RunInfo, query: RunQuery) -> bool:
+    return (
+        (query.workflow is None or fnmatch.fnmatchcase(info.workflow, query.workflow))
+        and (not query.states or info.state in query.states)
+        and all(info.tags.get(name) == value for name, value in (query.tags or {}).items())
+        and (query.since is None or info.created_at >= query.since)
+        and (query.until is None or info.created_at <= query.until)
+    )
+
+
+class FaultyStore:
+    """Wraps a store whose n-th append (from 1, counted over all runs) fails.
+
+    `when="before"` keeps nothing, as a full disk does. `when="after"` keeps the
+    records and then fails: the acknowledgement is lost. `error` makes the
+    exception; a StoreFull by default.
+
+    >>> store = FaultyStore(MemoryStore(), at=3, when="before")
+    >>> store.appends
+    0
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        at: int,
+        when: Literal["before", "after"] = "before",
+        error: Callable[[], Exception] | None = None,
+    ) -> None:
+        self.store = store
+        self.at = at
+        self.when = when
+        self.error = error or (lambda: StoreFull("The disk is full (a faulty store for tests)."))
+        self.appends = 0
+
+    def attach(
+        self, run: str, owner: Owner, *, steal: bool = False, versions: dict[str, str] | None = None
+    ) -> RunLog:
+        return _FaultyLog(self, self.store.attach(run, owner, steal=steal, versions=versions))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+class _FaultyLog:
+    def __init__(self, store: FaultyStore, log: RunLog) -> None:
+        self._store = store
+        self._log = log
+
+    def append(self, *records: AnyRecord, durability: Durability = "synced") -> int:
+        self._store.appends += 1
+        due = self._store.appends == self._store.at
+        if due and self._store.when == "before":
+            raise self._store.error()
+        seq = self._log.append(*records, durability=durability)
+        if due:
+            raise self._store.error()
+        return seq
+
+    def append_async(self, *records: AnyRecord) -> Awaitable[int]:
+        async def append() -> int:
+            return self.append(*records)
+
+        return append()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)

@@ -1,0 +1,51 @@
+"""The public names of nbflow are a promise: they change on purpose only."""
+
+from __future__ import annotations
+
+import nbflow
+
+PUBLIC = {
+    "DurableFunction",
+    "RetryPolicy",
+    "Run",
+    "__version__",
+    "current_run",
+    "durable",
+    "errors",
+    "load_ipython_extension",
+    "output",
+    "run",
+    "runs",
+    "sql",
+    "steps",
+    "unload_ipython_extension",
+}
+
+
+def test_public_names_are_exactly_these() -> None:
+    """Adding or removing a name means editing this test."""
+    assert set(nbflow.__all__) == PUBLIC
+    assert set(dir(nbflow)) >= PUBLIC
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    """Each loads, and says in its docstring what it is."""
+    for name in PUBLIC - {"__version__"}:
+        value = getattr(nbflow, name)
+        assert (value.__doc__ or "").strip(), name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """Lazy loading must not turn a typing mistake into something else."""
+    assert not hasattr(nbflow, "durabel")
+
+
+def test_version_is_that_of_the_package() -> None:
+    """pyproject.toml and the program agree."""
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads(
+        (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    )
+    assert nbflow.__version__ == project["project"]["version"]

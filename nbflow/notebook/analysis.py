@@ -20,7 +20,7 @@ from typing import Any
 from nbflow.notebook.expressions import Use
 from nbflow.notebook.flow import Walk
 from nbflow.notebook.purity import may_change
-from nbflow.values.source_digest import source_digest
+from nbflow.values.source_digest import source_digest, syntax_tree
 
 _NO_NAMES: frozenset[str] = frozenset()
 
@@ -281,7 +281,7 @@ class _CellWalk(Walk):
                     self.load(name, Use("operand"))
                 elif expression and expression.strip():
                     try:
-                        tree = ast.parse(expression.strip(), mode="eval")
+                        tree = syntax_tree(expression.strip(), "eval")
                     except SyntaxError:  # an awk programme, say
                         continue
                     self._expr(tree.body, Use("operand"))
@@ -371,7 +371,7 @@ def _is_literal(node: ast.AST | None) -> bool:
 
 def _parse(source: str) -> ast.Module:
     try:
-        return ast.parse(source)
+        return syntax_tree(source)
     except ValueError as error:  # a null byte, on the older Pythons
         raise SyntaxError(str(error)) from error
     except RecursionError as error:

@@ -23,10 +23,25 @@
     ├── RunError
     │   ├── NoActiveRun          a durable call outside any run
     │   ├── InvalidTransition    a final state cannot change
-    │   └── RunFinished          the run is completed or cancelled
+    │   ├── RunFinished          the run is completed or cancelled
+    │   ├── RunCancelled         somebody or something asked this run to stop
+    │   ├── VersionMismatch      the run was begun by another version of its machine
+    │   ├── CompensationFailed   a rollback could not undo everything
+    │   ├── BudgetExceeded       the budget is spent; the step was not started
+    │   └── ChildFailed          a child run failed or was cancelled
     ├── StepError
     │   ├── StepTimeout          an attempt took longer than its timeout
+    │   ├── WaitTimeout          no signal came in time
+    │   ├── JoinFailed           too few branches of a split succeeded
+    │   ├── ItemsFailed          items of a map failed
+    │   ├── CircuitOpen          the circuit breaker refuses calls
+    │   ├── RateLimited          a rate limit refuses the call; names tier and retry-after
+    │   ├── BulkheadFull         as many as allowed are running and waiting
     │   └── RecordedFailure      stands for a recorded exception that cannot be rebuilt
+    ├── MachineError
+    │   ├── InvalidMachine       the definition has problems; lists all of them
+    │   ├── UnknownState         a state label that the machine does not have
+    │   └── InvalidOutcome       a task returned what its kind does not allow
     └── UsageError               an option or argument that makes no sense
 
 An error says what happened, to which run and step, and what to do next. The
@@ -173,6 +188,46 @@ class RunFinished(RunError):
     """The run is completed or cancelled, and final."""
 
 
+class RunCancelled(RunError):
+    """The run is to stop; `reason` is a `CancelReason`, `note` what was said about it."""
+
+    reason: str = ""
+    note: str = ""
+
+
+class VersionMismatch(RunError):
+    """The run was begun by another version of its machine; nothing was run."""
+
+    stored: str = ""
+    expected: str = ""
+
+
+class CompensationFailed(RunError):
+    """A rollback could not undo everything.
+
+    `failures` maps the steps that are not undone to the errors of their
+    compensators, `original` is what made the run fail.
+    """
+
+    failures: dict[str, BaseException]
+    original: BaseException | None = None
+
+
+class BudgetExceeded(RunError):
+    """The budget is spent, so the step was not started; `unit`, `spent` and `limit` say of what."""
+
+    unit: str = ""
+    spent: float = 0.0
+    limit: float = 0.0
+
+
+class ChildFailed(RunError):
+    """A child run failed or was cancelled; `child` is its id, `state` how it ended."""
+
+    child: str = ""
+    state: str = ""
+
+
 class StepError(NbflowError):
     """A step did not end well."""
 
@@ -183,8 +238,65 @@ class StepTimeout(StepError, TimeoutError):
     timeout: float | None = None
 
 
+class WaitTimeout(StepTimeout):
+    """No signal of this `name` came in time."""
+
+    name: str = ""
+
+
+class JoinFailed(StepError):
+    """Too few branches of a split succeeded; `failures` maps branches to their errors."""
+
+    failures: dict[str, BaseException]
+
+
+class ItemsFailed(StepError):
+    """Items of a map failed; `failures` maps their places in the input (from 0) to their errors."""
+
+    failures: dict[int, BaseException]
+
+
+class CircuitOpen(StepError):
+    """The circuit breaker `name` refuses calls for another `retry_after` seconds."""
+
+    name: str = ""
+    retry_after: float = 0.0
+
+
+class RateLimited(StepError):
+    """The rate limit refuses the call: `tier` says which, `retry_after` (seconds) until when."""
+
+    tier: str = ""
+    retry_after: float = 0.0
+
+
+class BulkheadFull(StepError):
+    """As many as the bulkhead allows are running and waiting already."""
+
+
 class RecordedFailure(StepError):
     """Stands for a recorded exception that cannot be rebuilt; `error` has its text."""
+
+
+class MachineError(NbflowError):
+    """A state machine or one of its tasks is not right; `machine` and `state` say which."""
+
+    machine: str = ""
+    state: str = ""
+
+
+class InvalidMachine(MachineError):
+    """The definition has problems, all of them in `problems`; nothing was run."""
+
+    problems: tuple[str, ...] = ()
+
+
+class UnknownState(MachineError):
+    """A state label that the machine does not have."""
+
+
+class InvalidOutcome(MachineError):
+    """A task returned what its kind does not allow."""
 
 
 class UsageError(NbflowError, ValueError):

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+from nbflow.core.ledger import Ledger
+from nbflow.core.mailbox import Mailbox
 from nbflow.core.model import (
     Entry,
     ErrorInfo,
     MessageTaken,
     RunAttached,
     RunChanged,
+    RunCharged,
     RunInfo,
     RunOpened,
+    RunPublished,
     RunTagged,
     StepCompleted,
     StepCursor,
@@ -25,8 +30,17 @@ from nbflow.core.model import (
     StepInfo,
     StepRetried,
     StepStarted,
+    execution_of,
 )
-from nbflow.core.states import FINAL_RUN_STATES, FINAL_STEP_STATES, RunState, StepState, advance_run
+from nbflow.core.states import (
+    CANCEL,
+    FINAL_RUN_STATES,
+    FINAL_STEP_STATES,
+    WAITING_KINDS,
+    RunState,
+    StepState,
+    advance_run,
+)
 
 
 @dataclass
@@ -38,6 +52,7 @@ class Execution:
     started: StepStarted
     attempt: int = 1
     ended_at: float | None = None
+    ended_seq: int = 0
     completed: StepCompleted | None = None
     ended: StepEnded | None = None
     retried: StepRetried | None = None
@@ -52,7 +67,9 @@ class Execution:
             return StepState.COMPLETED
         if self.ended is not None:
             return StepState(self.ended.state)
-        return StepState.CANCELLED if self.interrupted else StepState.RUNNING
+        if self.interrupted:
+            return StepState.CANCELLED
+        return StepState.WAITING if self.started.step_kind in WAITING_KINDS else StepState.RUNNING
 
 
 @dataclass
@@ -78,6 +95,13 @@ class History:
     executions: dict[int, Execution] = field(default_factory=dict)
     by_step: dict[str, list[Execution]] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+    #: Why the run is to be cancelled, from the first cancel message that was taken; None where nobody asked.
+    cancelling: str | None = None
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    ledger: Ledger = field(default_factory=Ledger)
+    published: dict[str, Any] = field(default_factory=dict)
+    #: The newest cursor of each step, whichever execution recorded it.
+    cursors: dict[str, StepCursor] = field(default_factory=dict)
     _done: dict[tuple[str, bytes], Execution] = field(default_factory=dict)
     _open: set[int] = field(default_factory=set)
 
@@ -90,9 +114,9 @@ class History:
         return history
 
     def add(self, entry: Entry) -> None:
-        """Take the next entry in; entries come in the order of `seq`."""
+        """Take the next entry in, in the order of `seq`; those of different steps may change places."""
         record = entry.record
-        self.seq = entry.seq
+        self.seq = max(self.seq, entry.seq)
         self.updated_at = entry.at
         if isinstance(record, StepStarted):
             execution = Execution(entry.seq, entry.at, record, attempt=record.attempt)
@@ -100,26 +124,31 @@ class History:
             self._open.add(entry.seq)
             self.by_step.setdefault(record.step, []).append(execution)
         elif isinstance(record, StepCompleted):
-            execution = self.executions[record.execution]
+            execution = self.executions[execution_of(entry)]
             if execution.state in FINAL_STEP_STATES:
                 return  # terminal states never change; the first end counts
             self._open.discard(execution.number)
             execution.completed, execution.ended_at, execution.attempt = record, entry.at, record.attempt
+            execution.ended_seq = entry.seq
+            if record.detail:
+                self.mailbox.add(entry)
             self._done[execution.started.step, execution.started.signature] = execution
         elif isinstance(record, StepEnded):
-            execution = self.executions[record.execution]
+            execution = self.executions[execution_of(entry)]
             if execution.state not in FINAL_STEP_STATES:
                 self._open.discard(execution.number)
                 execution.ended, execution.ended_at, execution.attempt = record, entry.at, record.attempt
+                execution.ended_seq = entry.seq
         elif isinstance(record, StepRetried):
-            execution = self.executions[record.execution]
+            execution = self.executions[execution_of(entry)]
             execution.retried, execution.attempt = record, record.attempt + 1
         elif isinstance(record, StepCursor):
-            self.executions[record.execution].cursor = record
+            self.executions[execution_of(entry)].cursor = self.cursors[record.step] = record
         elif isinstance(record, StepForgotten):
             for execution in self.by_step.get(record.step, ()):
                 execution.forgotten = True
                 self._done.pop((record.step, execution.started.signature), None)
+            self.cursors.pop(record.step, None)
         elif isinstance(record, RunChanged):
             if self.state not in FINAL_RUN_STATES:
                 self.state = advance_run(self.state, RunState(record.state))
@@ -137,6 +166,14 @@ class History:
             self.tags.update(record.tags)
         elif isinstance(record, MessageTaken):
             self.taken.add(record.message)
+            if record.topic == CANCEL and self.cancelling is None:
+                self.cancelling = str(record.payload.get("reason", ""))
+            else:
+                self.mailbox.add(entry)
+        elif isinstance(record, RunPublished):
+            self.published[record.name] = record.value
+        elif isinstance(record, RunCharged):
+            self.ledger.add(entry)
         else:
             self.opened, self.opened_at = record, entry.at
             self.tags.update(record.tags)

@@ -7,7 +7,9 @@ entry is never changed; what a run or step is *now* is a fold over the entries
 
 One execution of a step is known by the `seq` of its `StepStarted` record: its
 `execution`. The same key may have many executions (attempt after attempt, or a
-new version after an edit); each ends at most once.
+new version after an edit); each ends at most once. A record that is appended
+together with its `StepStarted` cannot know that seq yet: a negative `execution`
+counts back from the record's own seq (`execution_of`).
 """
 
 from __future__ import annotations
@@ -106,7 +108,12 @@ class Record(Struct, tag_field="kind"):
 
 
 class RunOpened(Record, tag="run.opened"):
-    """The first record of a run: what is run, with which parameters."""
+    """The first record of a run: what is run, with which parameters.
+
+    `parent` and `parent_step` name the run and step that started a child,
+    `forked` the run whose first steps this one shares. `deadline` is the UTC
+    second at which the whole run is cancelled.
+    """
 
     run: str
     workflow: str
@@ -115,6 +122,9 @@ class RunOpened(Record, tag="run.opened"):
     tags: dict[str, str] = {}
     parent: str | None = None
     workflow_kind: str = "script"
+    parent_step: str | None = None
+    forked: str | None = None
+    deadline: float | None = None
 
 
 class RunAttached(Record, tag="run.attached"):
@@ -233,11 +243,30 @@ class MessageTaken(Record, tag="message.taken"):
     payload: dict[str, Any] = {}
 
 
+class RunPublished(Record, tag="run.published"):
+    """A named value to be seen from outside; the latest of a name counts."""
+
+    name: str
+    value: Any
+
+
+class RunCharged(Record, tag="run.charged"):
+    """Something was spent: `amounts` by unit (tokens, dollars), by one source within one attempt at a step."""
+
+    step: str
+    source: str
+    amounts: dict[str, float]
+    execution: int = 0
+    attempt: int = 1
+
+
 AnyRecord = (
     RunOpened
     | RunAttached
     | RunChanged
     | RunTagged
+    | RunPublished
+    | RunCharged
     | StepStarted
     | StepRetried
     | StepCursor
@@ -307,6 +336,18 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     seq: int
     at: float
     record: AnyRecord
+
+
+def execution_of(entry: Entry) -> int:
+    """Return the number of the execution that an entry of a step speaks of.
+
+    >>> execution_of(Entry(8, 0.0, StepCompleted(execution=-1, step="load")))
+    7
+    """
+    record = entry.record
+    assert isinstance(record, StepRetried | StepCursor | StepCompleted | StepEnded | RunCharged)
+    number = record.execution
+    return number if number > 0 else entry.seq + number
 
 
 _encoder = msgspec.msgpack.Encoder()

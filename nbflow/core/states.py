@@ -35,6 +35,23 @@ class StepState(StrEnum):
     TIMED_OUT = "timed_out"
 
 
+class CancelReason(StrEnum):
+    """Why a run was cancelled; the first word of its `reason`."""
+
+    USER = "user"
+    TIMEOUT = "timeout"
+    PARENT = "parent"
+    FAILED_SIBLING = "failed sibling"
+    SHUTDOWN = "shutdown"
+    LEASE_LOST = "lease lost"
+
+
+#: The topic of an inbox message that asks for the run to be cancelled; its payload holds `reason` and `note`.
+CANCEL = "cancel"
+
+#: Kinds of steps that wait for something outside instead of computing: open, they are waiting and not running.
+WAITING_KINDS = frozenset({"sleep", "signal", "gate", "child"})
+
 RUN_TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     RunState.PENDING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
     RunState.RUNNING: frozenset({RunState.WAITING, RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED}),

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from nbflow.core.errors import LeaseLost, UsageError
+from nbflow.core.errors import LeaseLost, RunCancelled, UsageError
 from nbflow.core.states import RunState
 from nbflow.runtime import active
 from nbflow.runtime.session import Session
@@ -127,6 +127,9 @@ def run(
         with session.within(session.root):
             yield Run(session)
     except LeaseLost:
+        raise
+    except RunCancelled as error:
+        session.finish(RunState.CANCELLED, reason=error.reason, error=error)
         raise
     except Exception as error:
         session.finish(RunState.FAILED, error=error)

@@ -31,6 +31,12 @@ class Scope:
             self._counts[call] = number + 1
         return number
 
+    def give_back(self, call: str, number: int) -> None:
+        """Uncount a call that failed, if none came after it: calling it again is another try at the same step."""
+        with self._lock:
+            if self._counts.get(call) == number + 1:
+                self._counts[call] = number
+
     def within(self, call: str) -> str:
         """Return the key of something called `call` in this scope.
 

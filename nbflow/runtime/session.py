@@ -1,84 +1,66 @@
-"""The session: one run attached to this process, and the one place where steps are recorded.
+"""The session: one run attached to this process.
 
-Cells, calls and (later) machines all go through `Session.run_step`: it starts
-the step in the journal, tries and retries the body, and records how it ended.
+Cells, calls and states all go through `Session.run_step`: it starts the step in
+the journal, tries and retries the body, and records how it ended (`trying.py`).
 What replays and what runs is decided by the layers above, with `find`.
 """
 
 from __future__ import annotations
 
-import functools
 import getpass
+import math
 import os
 import platform
-import random
 import socket
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from contextvars import ContextVar
+from typing import Any
 
 from nbflow.core.clock import Clock, SystemClock
-from nbflow.core.errors import CorruptLeaf, CorruptRecord, LeaseError, NbflowError, RunFinished, StepTimeout
+from nbflow.core.errors import CorruptLeaf, CorruptRecord, NbflowError, RunCancelled, RunFinished
 from nbflow.core.history import Execution, History
 from nbflow.core.ids import new_run_id
 from nbflow.core.model import (
-    AnyRecord,
     Checkpoint,
-    Entry,
     ErrorInfo,
-    LeafRef,
     Owner,
     RunChanged,
     RunInfo,
     RunOpened,
     RunTagged,
-    StepCompleted,
-    StepEnded,
     StepForgotten,
-    StepRetried,
-    StepStarted,
-    Struct,
 )
-from nbflow.core.retry import RetryPolicy
-from nbflow.core.states import FINAL_RUN_STATES, RunState, StepState
-from nbflow.runtime import attempts
+from nbflow.core.states import FINAL_RUN_STATES, CancelReason, RunState
+from nbflow.runtime import modes, trying
+from nbflow.runtime.recorder import Recorder
 from nbflow.runtime.scope import Scope, enclosing, entered
 from nbflow.runtime.surroundings import Surroundings
-from nbflow.store.protocol import Durability, RunLog, Store
-from nbflow.values.codec import decode, encode
+from nbflow.runtime.trying import OnError, StepResult, StepSpec
+from nbflow.store.protocol import RunLog, Store
+from nbflow.values.codec import decode
 from nbflow.values.failures import encode_error
-from nbflow.values.leaf import Digests, Leaf
 
-#: Displays longer than this go into a leaf of their own: records stay small to read.
-DISPLAY_INLINE = 64 * 1024
+__all__ = ["Session", "StepResult", "StepSpec", "shielded", "this_process"]
 
+#: Kinds of steps that put things right: no cancel and no budget keeps them from running.
+UNDOING = frozenset({"compensation"})
 
-class StepSpec(Struct, frozen=True):
-    """What is to be run and how: identity, policy, and what the layer above wants to find again."""
+#: Seconds between two looks at the inbox by steps that follow each other quickly.
+LOOK_EVERY = 0.05
 
-    step: str
-    name: str
-    kind: str
-    signature: bytes
-    retry: RetryPolicy = RetryPolicy()
-    timeout: float | None = None
-    parent: str | None = None
-    version: str = ""
-    detail: dict[str, Any] = {}  # noqa: RUF012 - msgspec gives each its own
-    durability: Literal["synced", "buffered"] = "synced"
-    check: bool = False
+_shielded: ContextVar[bool] = ContextVar("nbflow_shielded", default=False)
 
 
-class StepResult(Struct, frozen=True):
-    """What a body hands over to be recorded: values by name, what it showed, ambient state to put back."""
-
-    values: dict[str, Any]
-    display: bytes = b""
-    state: dict[str, Any] | None = None
-    detail: dict[str, Any] = {}  # noqa: RUF012 - msgspec gives each its own
-    digests: Digests | None = None
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Let nothing keep the steps of this block from running, not even a cancelled run: for putting things right."""
+    token = _shielded.set(True)
+    try:
+        yield
+    finally:
+        _shielded.reset(token)
 
 
 class Session:
@@ -87,20 +69,31 @@ class Session:
     `resumed` tells whether the run had completed steps when it was attached.
     """
 
-    def __init__(self, store: Store, log: RunLog, clock: Clock | None = None) -> None:
+    def __init__(
+        self, store: Store, log: RunLog, clock: Clock | None = None, parent: Session | None = None
+    ) -> None:
         self.store = store
         self.log = log
         self.clock: Clock = clock or SystemClock()
-        self.history = History.of(log.history)
+        self.recorder = Recorder(store, log, self.clock)
+        #: The session of the run that started this one, in this process.
+        self.parent = parent
         self.root = Scope()
         self._active = self.root
-        self._lock = threading.Lock()
         self._closed = False
+        self._looked = -math.inf
+        #: Called before every step but those that undo; one that raises keeps the step from starting.
+        self.guards: list[Callable[[StepSpec], None]] = []
         #: Told before a step waits for its next attempt: spec, number of that attempt, seconds, what failed.
         self.on_wait: Callable[[StepSpec, int, float, BaseException | None], None] | None = None
         #: What moves with a call besides its result; the notebook layer sets it.
         self.surroundings: Surroundings | None = None
         self.resumed = any(execution.completed for execution in self.history.executions.values())
+
+    @property
+    def history(self) -> History:
+        """What the run's journal says so far."""
+        return self.recorder.history
 
     @classmethod
     def open(  # noqa: PLR0913 - what a run may be told; all but two by name
@@ -116,10 +109,14 @@ class Session:
         run: str | None = None,
         steal: bool = False,
         clock: Clock | None = None,
+        parent: Session | None = None,
+        opened: dict[str, Any] | None = None,
     ) -> Session:
         """Attach the newest unfinished run of the workflow, or `run`, or else a new one.
 
         With `params` only an unfinished run of equal parameters is carried on.
+        `opened` holds further fields of `RunOpened` for a new run (its id `run`,
+        say, for a child); `parent` is the session that starts a child.
 
         Raises:
             LeaseHeld: a living process owns the run; `steal=True` takes it over.
@@ -145,7 +142,8 @@ class Session:
         if found is not None:
             run = found.run
         else:
-            run = new_run_id()
+            facts = {"run": new_run_id(), **(opened or {})}
+            run = str(facts.pop("run"))
             store.create(
                 RunOpened(
                     run=run,
@@ -154,9 +152,11 @@ class Session:
                     params=params or {},
                     tags=tags or {},
                     workflow_kind=kind,
+                    **facts,
                 )
             )
-        return cls(store, store.attach(run, this_process(), steal=steal, versions=_versions()), clock)
+        log = store.attach(run, this_process(), steal=steal, versions=_versions())
+        return cls(store, log, clock, parent)
 
     @property
     def run(self) -> str:
@@ -220,10 +220,7 @@ class Session:
     # --- recording ---------------------------------------------------------------------------------------------
 
     def run_step(
-        self,
-        spec: StepSpec,
-        body: Callable[[int], StepResult],
-        on_error: Callable[[BaseException], bytes] | None = None,
+        self, spec: StepSpec, body: Callable[[int], StepResult], on_error: OnError | None = None
     ) -> Execution:
         """Run the step's body until it is recorded or out of tries, and return its execution.
 
@@ -232,179 +229,77 @@ class Session:
 
         Raises:
             CannotStore: the result cannot be stored; the step is failed.
+            RunCancelled, BudgetExceeded: the step must not start; nothing is recorded.
             LeaseLost, StoreFull: nothing of this step was recorded.
         """
-        execution, first, wait = self._start(spec)
-        self.clock.sleep(wait)
-        for attempt in _from(first):
-            began = time.perf_counter()
-            try:
-                if spec.timeout is None:
-                    result = body(attempt)
-                else:
-                    result = attempts.call(functools.partial(body, attempt), spec.timeout, spec.step)
-                record = self._completed(spec, execution, attempt, result, began)
-            except BaseException as error:
-                delay = self._failed(spec, execution, attempt, error, began, on_error)
-                if delay is None:
-                    raise
-                self.clock.sleep(delay)
-                continue
-            self._append(record, durability=spec.durability)
-            return execution
-        raise AssertionError("unreachable")
+        execution = trying.run(self, spec, body, on_error)
+        return self._evicted(execution)
 
     async def run_step_async(
-        self,
-        spec: StepSpec,
-        body: Callable[[int], Awaitable[StepResult]],
-        on_error: Callable[[BaseException], bytes] | None = None,
+        self, spec: StepSpec, body: Callable[[int], Awaitable[StepResult]], on_error: OnError | None = None
     ) -> Execution:
         """Do as `run_step` without blocking the event loop while waiting for time or disk."""
-        execution, first, wait = self._start(spec)
-        await self._pause(wait)
-        for attempt in _from(first):
-            began = time.perf_counter()
+        execution = await trying.run_async(self, spec, body, on_error)
+        return self._evicted(execution)
+
+    def _evicted(self, execution: Execution) -> Execution:
+        if modes.current() == "evict":
+            self.recorder.reread()
+            return self.history.executions[execution.number]
+        return execution
+
+    def before_step(self, spec: StepSpec) -> None:
+        """Look at what may keep a step from starting.
+
+        Raises:
+            RunCancelled: the run, or the one that started it, is to stop.
+            BudgetExceeded: a budget is spent.
+        """
+        self.recorder.settle()
+        if spec.kind in UNDOING or _shielded.get():
+            return
+        now = time.monotonic()
+        if now - self._looked >= LOOK_EVERY:
+            self._looked = now
+            self.check()
+        elif self.history.cancelling is not None:
+            self.check()
+        for guard in self.guards:
+            guard(spec)
+
+    def check(self) -> None:
+        """Take messages in and raise if the run is to stop: the place for long bodies to ask.
+
+        Raises:
+            RunCancelled: somebody asked for it, the time is over, or the parent is to stop.
+        """
+        if _shielded.get():
+            return
+        self.recorder.settle()
+        self.recorder.take_messages()
+        reason = self.history.cancelling
+        if reason is not None:
+            word, _, note = reason.partition(": ")
+            raise self.cancelled(CancelReason(word), note)
+        opened = self.history.opened
+        if opened is not None and opened.deadline is not None and self.clock.now() >= opened.deadline:
+            raise self.cancelled(CancelReason.TIMEOUT)
+        if self.parent is not None:
             try:
-                result = await attempts.call_async(lambda n=attempt: body(n), spec.timeout, spec.step)  # type: ignore[misc]
-                record = self._completed(spec, execution, attempt, result, began)
-            except BaseException as error:
-                delay = self._failed(spec, execution, attempt, error, began, on_error)
-                if delay is None:
-                    raise
-                await self._pause(delay)
-                continue
-            if spec.durability == "buffered":
-                self._append(record, durability="buffered")
-            else:
-                seq = await self.log.append_async(record)
-                self._remember(seq, record)
-            return execution
-        raise AssertionError("unreachable")
+                self.parent.check()
+            except RunCancelled as error:
+                raise self.cancelled(CancelReason.PARENT, error.message) from error
 
-    async def _pause(self, seconds: float) -> None:
-        if seconds > 0:
-            await self.clock.sleep_async(seconds)
-
-    def _start(self, spec: StepSpec) -> tuple[Execution, int, float]:
-        """Record that the step starts; return its execution, the attempt to make and the seconds to wait first."""
-        first, wait = 1, 0.0
-        last = self.history.latest(spec.step)
-        if (
-            last is not None
-            and last.interrupted
-            and last.retried is not None
-            and last.started.signature == spec.signature
-        ):
-            # The process died during the backoff or in a later attempt: carry on there.
-            first, wait = last.retried.attempt + 1, last.retried.due_at - self.clock.now()
-        record = StepStarted(
-            step=spec.step,
-            name=spec.name,
-            step_kind=spec.kind,
-            signature=spec.signature,
-            attempt=first,
-            parent=spec.parent,
-            version=spec.version,
-            detail=spec.detail,
+    def cancelled(self, reason: CancelReason, note: str = "") -> RunCancelled:
+        """Return the error that stops this run."""
+        said = f" ({note})" if note else ""
+        return RunCancelled(
+            f"Run {self.run} of {self.workflow} is cancelled: {reason}{said}.",
+            run=self.run,
+            reason=str(reason),
+            note=note,
+            hint="Cancelled is final; start a new run to compute again.",
         )
-        seq = self._append(record, durability="written" if spec.durability == "synced" else "buffered")
-        if wait > 0 and self.on_wait is not None:
-            self.on_wait(spec, first, wait, None)
-        return self.history.executions[seq], first, max(0.0, wait)
-
-    def _completed(
-        self, spec: StepSpec, execution: Execution, attempt: int, result: StepResult, began: float
-    ) -> StepCompleted:
-        seconds = time.perf_counter() - began
-        if spec.check:
-            from nbflow.values.roundtrip import require_roundtrip
-
-            require_roundtrip(result.values)
-        checkpoint = self._checkpoint(result.values, result.digests)
-        state = self._checkpoint(result.state, None) if result.state else None
-        display, display_leaf = self._display(result.display)
-        return StepCompleted(
-            execution=execution.number,
-            step=spec.step,
-            attempt=attempt,
-            seconds=seconds,
-            checkpoint=checkpoint,
-            display=display,
-            display_leaf=display_leaf,
-            state=state,
-            detail=result.detail,
-        )
-
-    def _checkpoint(self, values: dict[str, Any], digests: Digests | None) -> Checkpoint:
-        encoded = encode(values, digests=digests)
-        refs = self.log.put_leaves(encoded.leaves) if encoded.leaves else ()
-        return encoded.checkpoint(refs)
-
-    def _display(self, display: bytes) -> tuple[bytes, LeafRef | None]:
-        if len(display) <= DISPLAY_INLINE:
-            return display, None
-        view = memoryview(display)
-        (ref,) = self.log.put_leaves([Leaf(Digests().of(view, id(display)), len(display), [view])])
-        return b"", ref
-
-    def _failed(
-        self,
-        spec: StepSpec,
-        execution: Execution,
-        attempt: int,
-        error: BaseException,
-        began: float,
-        on_error: Callable[[BaseException], bytes] | None,
-    ) -> float | None:
-        """Record a failed attempt; return the seconds to wait before the next, None when there is none."""
-        if isinstance(error, NbflowError) and error.step is None:
-            error.run, error.step = self.run, spec.step
-        if isinstance(error, LeaseError):
-            return None  # whatever happens now is no longer ours to record
-        if isinstance(error, Exception) and not _final(error) and spec.retry.again(attempt, error):
-            delay = spec.retry.wait(attempt, random.SystemRandom().random)
-            if self.on_wait is not None:
-                self.on_wait(spec, attempt + 1, delay, error)
-            self._append(
-                StepRetried(
-                    execution=execution.number,
-                    step=spec.step,
-                    attempt=attempt,
-                    due_at=self.clock.now() + delay,
-                    error=encode_error(error),
-                ),
-                durability="written",
-            )
-            return delay
-        display, display_leaf = self._display(on_error(error)) if on_error else (b"", None)
-        try:
-            self._append(
-                StepEnded(
-                    execution=execution.number,
-                    step=spec.step,
-                    state=_end_state(error),
-                    attempt=attempt,
-                    seconds=time.perf_counter() - began,
-                    error=encode_error(error),
-                    display=display,
-                    display_leaf=display_leaf,
-                )
-            )
-        except NbflowError as problem:
-            # The user's own exception matters more than our trouble to note it; both are shown.
-            error.add_note(f"nbflow could not record this failure: {problem}")
-        return None
-
-    def _append(self, record: AnyRecord, *, durability: Durability = "synced") -> int:
-        seq = self.log.append(record, durability=durability)
-        self._remember(seq, record)
-        return seq
-
-    def _remember(self, seq: int, record: AnyRecord) -> None:
-        entry = Entry(seq, self.clock.now(), record)
-        with self._lock:
-            self.history.add(entry)
 
     # --- the run -----------------------------------------------------------------------------------------------
 
@@ -436,11 +331,11 @@ class Session:
 
     def forget(self, step: str, reason: str = "") -> None:
         """Have the step run again next time; its old checkpoints stay in history."""
-        self._append(StepForgotten(step=step, reason=reason))
+        self.recorder.append(StepForgotten(step=step, reason=reason))
 
     def tag(self, **tags: str) -> None:
         """Merge tags into the run's."""
-        self._append(RunTagged(tags=tags))
+        self.recorder.append(RunTagged(tags=tags))
 
     def finish(
         self,
@@ -451,7 +346,7 @@ class Session:
     ) -> None:
         """Record the run's end and give the lease up. A failed run may be resumed, the other ends are final."""
         info = encode_error(error) if isinstance(error, BaseException) else error
-        self._append(RunChanged(state=state, reason=reason, error=info))
+        self.recorder.append(RunChanged(state=state, reason=reason, error=info))
         self.close()
 
     def close(self) -> None:
@@ -478,20 +373,3 @@ def _versions() -> dict[str, str]:
 
 def _no_leaves(digest: bytes) -> memoryview:
     raise CorruptLeaf("The envelope asks for a leaf that its record does not name.", digest=digest)
-
-
-def _from(first: int) -> Iterator[int]:
-    while True:
-        yield first
-        first += 1
-
-
-def _final(error: Exception) -> bool:
-    """Trouble of nbflow's own is not cured by another try; a timeout may be."""
-    return isinstance(error, NbflowError) and not isinstance(error, StepTimeout)
-
-
-def _end_state(error: BaseException) -> StepState:
-    if isinstance(error, StepTimeout):
-        return StepState.TIMED_OUT
-    return StepState.FAILED if isinstance(error, Exception) else StepState.CANCELLED

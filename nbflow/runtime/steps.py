@@ -17,7 +17,7 @@ from nbflow.core.errors import NoActiveRun, UsageError
 from nbflow.core.history import Execution
 from nbflow.core.retry import RetryPolicy, seconds
 from nbflow.core.signature import digest, short
-from nbflow.runtime import active
+from nbflow.runtime import active, modes
 from nbflow.runtime.scope import Scope, entered
 from nbflow.runtime.session import Session, StepResult, StepSpec
 from nbflow.runtime.surroundings import around, replayed
@@ -43,6 +43,25 @@ class Options:
     check: bool = False
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a call stands in the scope around it, and the scope that its own body gets."""
+
+    outer: Scope
+    call: str
+    number: int
+    name: str
+    step: str
+
+    def inside(self) -> Scope:
+        """Return the scope of the body's calls: counted afresh, so that a retry finds what the first try had done."""
+        return Scope(self.name, self.step)
+
+    def give_back(self) -> None:
+        """Uncount a call that failed."""
+        self.outer.give_back(self.call, self.number)
+
+
 class DurableFunction(Generic[P, R]):
     """A function whose calls are recorded; made by `nbflow.durable`.
 
@@ -63,7 +82,7 @@ class DurableFunction(Generic[P, R]):
         """Return the recorded result of this call, or run it and record it."""
         if self._is_async:
             return cast("R", self._call_async(args, kwargs))
-        session, spec, scope = self._prepare(args, kwargs)
+        session, spec, place = self._prepare(args, kwargs)
         execution = session.find(spec.step, spec.signature)
         if execution is not None:
             return cast("R", replayed(session, execution)[RESULT])
@@ -72,16 +91,20 @@ class DurableFunction(Generic[P, R]):
         def body(_attempt: int) -> StepResult:
             surroundings = around(session)
             before = surroundings.look() if surroundings else None
-            with entered(scope):
+            with entered(place.inside()):
                 result = self.plain(*args, **kwargs)
             value[:] = [result]
             return StepResult({RESULT: result}, state=surroundings.moved(before) if surroundings else None)
 
-        session.run_step(spec, body)
-        return value[0]
+        try:
+            execution = session.run_step(spec, body)
+        except BaseException:
+            place.give_back()
+            raise
+        return cast("R", session.restore(execution)[RESULT]) if modes.current() == "evict" else value[0]
 
     async def _call_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        session, spec, scope = self._prepare(args, kwargs)
+        session, spec, place = self._prepare(args, kwargs)
         execution = session.find(spec.step, spec.signature)
         if execution is not None:
             return replayed(session, execution)[RESULT]
@@ -90,13 +113,17 @@ class DurableFunction(Generic[P, R]):
         async def body(_attempt: int) -> StepResult:
             surroundings = around(session)
             before = surroundings.look() if surroundings else None
-            with entered(scope):
+            with entered(place.inside()):
                 result = await cast("Awaitable[Any]", self.plain(*args, **kwargs))
             value[:] = [result]
             return StepResult({RESULT: result}, state=surroundings.moved(before) if surroundings else None)
 
-        await session.run_step_async(spec, body)
-        return value[0]
+        try:
+            execution = await session.run_step_async(spec, body)
+        except BaseException:
+            place.give_back()
+            raise
+        return session.restore(execution)[RESULT] if modes.current() == "evict" else value[0]
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method does; `self` is one of the arguments."""
@@ -121,7 +148,7 @@ class DurableFunction(Generic[P, R]):
         ]
         return found[-1] if found else None
 
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Session, StepSpec, Scope]:
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Session, StepSpec, _Place]:
         try:
             session = active.required()
         except NoActiveRun as error:
@@ -145,7 +172,8 @@ class DurableFunction(Generic[P, R]):
             durability=options.durability,
             check=options.check,
         )
-        return session, spec, Scope(outer.within(f"{self.step_name}@{short(given)}#{number}"), spec.step)
+        inner = outer.within(f"{self.step_name}@{short(given)}#{number}")
+        return session, spec, _Place(outer, call, number, inner, spec.step)
 
     def _identity(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
         """Return the digests of the code (with the data it captures) and of the arguments."""

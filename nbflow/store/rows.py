@@ -21,7 +21,9 @@ from nbflow.core.model import (
     MessageTaken,
     RunAttached,
     RunChanged,
+    RunCharged,
     RunOpened,
+    RunPublished,
     RunTagged,
     StepCompleted,
     StepCursor,
@@ -29,6 +31,7 @@ from nbflow.core.model import (
     StepForgotten,
     StepRetried,
     StepStarted,
+    execution_of,
     record_kind,
 )
 from nbflow.store.columns import arrow_array
@@ -144,21 +147,26 @@ class Batch:
             state, attempt, signature = "running", record.attempt, record.signature
             parent, version = record.parent, record.version
         elif isinstance(record, StepCompleted):
-            step, execution, state, attempt = record.step, record.execution, "completed", record.attempt
+            step, execution, state, attempt = record.step, execution_of(entry), "completed", record.attempt
             seconds = record.seconds
-            lean = self._completed(run, seq, record)
+            lean = self._completed(run, entry, record)
         elif isinstance(record, StepEnded):
-            step, execution, state, attempt = record.step, record.execution, record.state, record.attempt
+            step, execution, state, attempt = record.step, execution_of(entry), record.state, record.attempt
             seconds, error = record.seconds, record.error
             if record.display_leaf is not None:
                 self._uses(run, seq, (record.display_leaf,))
             lean = msgspec.structs.replace(record, display=b"", error=_without_pickle(error))
         elif isinstance(record, StepRetried):
             # The attempt that is due, which is the one the execution is in.
-            step, execution, attempt, error = record.step, record.execution, record.attempt + 1, record.error
+            step, execution, attempt, error = (
+                record.step,
+                execution_of(entry),
+                record.attempt + 1,
+                record.error,
+            )
             lean = msgspec.structs.replace(record, error=_without_pickle(error))
         elif isinstance(record, StepCursor):
-            step, execution = record.step, record.execution
+            step, execution = record.step, execution_of(entry)
             self._uses(run, seq, record.checkpoint.leaves)
             lean = msgspec.structs.replace(record, checkpoint=_without_body(record.checkpoint))
         elif isinstance(record, StepForgotten):
@@ -174,6 +182,10 @@ class Batch:
             name, step_kind, state = record.workflow, record.workflow_kind, "pending"
             version, parent = record.version, record.parent
             self.tags += [(run, seq, key, value) for key, value in record.tags.items()]
+        elif isinstance(record, RunPublished):
+            name = record.name
+        elif isinstance(record, RunCharged):
+            step, execution, attempt, name = record.step, record.execution, record.attempt, record.source
         else:
             assert isinstance(record, MessageTaken)
             name = record.topic
@@ -202,8 +214,9 @@ class Batch:
             signer,
         )
 
-    def _completed(self, run: str, seq: int, record: StepCompleted) -> StepCompleted:
+    def _completed(self, run: str, entry: Entry, record: StepCompleted) -> StepCompleted:
         """Note outputs and leaves; return the record without raw bytes, for `body`."""
+        seq = entry.seq
         checkpoint, state = record.checkpoint, record.state
         leaves: list[LeafRef] = []
         if checkpoint is not None:
@@ -213,7 +226,7 @@ class Batch:
                     (
                         run,
                         seq,
-                        record.execution,
+                        execution_of(entry),
                         record.step,
                         output.name,
                         output.type,

@@ -108,7 +108,11 @@ lived AS (
     SELECT s.*, a.seq AS cut FROM started s ASOF LEFT JOIN attached a ON a.run = s.run AND s.seq < a.seq
 )
 SELECT s.run, s.seq AS execution, s.step, s.name, s.step_kind AS kind, lower(hex(s.signature)) AS signature,
-       coalesce(e.state, CASE WHEN s.cut IS NULL THEN 'running' ELSE 'cancelled' END) AS state,
+       coalesce(
+           e.state,
+           CASE WHEN s.cut IS NOT NULL THEN 'cancelled'
+                WHEN s.step_kind IN ('sleep', 'signal', 'gate', 'child') THEN 'waiting' ELSE 'running' END
+       ) AS state,
        coalesce(e.attempt, r.attempt, s.attempt) AS attempt,
        s.parent, s.version, to_timestamp(s.stamp) AS started_at, to_timestamp(e.stamp) AS finished_at,
        e.seconds,

@@ -22,7 +22,7 @@ def current() -> Mode:
     Raises:
         ValueError: `NBFLOW_FORCE` names no mode.
     """
-    mode: Mode = os.environ.get("NBFLOW_FORCE", "")
+    mode = os.environ.get("NBFLOW_FORCE", "")
     if mode and mode not in MODES:
         raise ValueError(f"NBFLOW_FORCE is one of {', '.join(MODES)}, not {mode!r}.")
     return mode

@@ -1,21 +1,16 @@
-"""Fakes for every seam, public because users test their own workflows with them.
-
-- `VirtualClock`: time that moves only when somebody sleeps or `advance`s it.
-- `MemoryStore`: a store without files; leases are honoured, nothing survives the process.
-- `FaultyStore`: wraps a store and fails at the n-th append, before or after it is kept.
-- `nbflow.core.crashpoints`: named places where a test can kill the process.
-"""
+"""A store without files: the whole protocol in memory, gone with the process."""
 
 from __future__ import annotations
 
 import asyncio
 import fnmatch
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbflow.core.clock import Clock, SystemClock
+from nbflow.core.clock import Clock
+from nbflow.core.crashpoints import point
 from nbflow.core.errors import (
     CorruptLeaf,
     DuplicateRecord,
@@ -23,7 +18,6 @@ from nbflow.core.errors import (
     LeaseLost,
     NbflowError,
     RunFinished,
-    StoreFull,
     UnknownRun,
 )
 from nbflow.core.history import History
@@ -39,48 +33,14 @@ from nbflow.core.model import (
     StepInfo,
 )
 from nbflow.core.states import FINAL_RUN_STATES
-from nbflow.store.protocol import Durability, Finding, Retention, RunLog, RunQuery, Store
+from nbflow.store.protocol import Durability, Finding, Retention, RunLog, RunQuery
+from nbflow.store.system_clock import SystemClock
 from nbflow.values.leaf import Leaf
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FaultyStore", "MemoryStore", "VirtualClock"]
-
-
-class VirtualClock:
-    """Time for tests: `sleep` returns at once and moves the clock by as much.
-
-    `slept` lists every wait in seconds, so a test can see the backoff.
-
-    >>> clock = VirtualClock(100.0)
-    >>> clock.sleep(5)
-    >>> clock.now(), clock.slept
-    (105.0, [5])
-    """
-
-    def __init__(self, now: float = 1_750_000_000.0) -> None:
-        self._now = now
-        self.slept: list[float] = []
-
-    def now(self) -> float:
-        """Return UTC seconds since the epoch."""
-        return self._now
-
-    def advance(self, seconds: float) -> None:
-        """Move the clock; negative moves it back."""
-        self._now += seconds
-
-    def sleep(self, seconds: float) -> None:
-        """Move the clock instead of waiting; zero or less does nothing."""
-        if seconds > 0:
-            self.slept.append(seconds)
-            self._now += seconds
-
-    async def sleep_async(self, seconds: float) -> None:
-        """Move the clock and let other tasks go first."""
-        self.sleep(seconds)
-        await asyncio.sleep(0)
+T = TypeVar("T")
 
 
 @dataclass
@@ -107,9 +67,12 @@ class _MemoryLog:
         self.history: Sequence[Entry] = ()
 
     def append(self, *records: AnyRecord, durability: Durability = "synced") -> int:
+        point("memory.append.before")
         with self._store.lock:
             self._check()
-            return self._store.add(self._run, *records)
+            first = self._store.add(self._run, *records)
+        point("memory.append.after")
+        return first
 
     async def append_async(self, *records: AnyRecord) -> int:
         await asyncio.sleep(0)
@@ -149,12 +112,13 @@ class MemoryStore:
     >>> from nbflow.core.model import RunOpened
     >>> store = MemoryStore()
     >>> store.create(RunOpened(run="r", workflow="w"))
-    >>> store.run("r").state
+    >>> store.run("r").state.value
     'pending'
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.memory: dict[str, _MemoryRun] = {}
+        self.values: dict[str, bytes] = {}
         self.lock = threading.RLock()
         self.clock: Clock = clock or SystemClock()
 
@@ -205,7 +169,11 @@ class MemoryStore:
 
     def newest_open(self, workflow: str, params: dict[str, Any] | None = None) -> RunInfo | None:
         for info in self.runs(RunQuery(states=("pending", "running", "waiting", "failed"), limit=None)):
-            if info.workflow == workflow and (params is None or info.params == params):
+            if (
+                info.parent is None
+                and info.workflow == workflow
+                and (params is None or info.params == params)
+            ):
                 return info
         return None
 
@@ -222,7 +190,8 @@ class MemoryStore:
         memory = self._find(run)
         if memory.history().state in FINAL_RUN_STATES:
             raise RunFinished(f"Run {run} is over.", run=run)
-        memory.inbox.append(message)
+        if all(waiting.id != message.id for waiting in memory.inbox):  # sent again to be sure
+            memory.inbox.append(message)
 
     def runs(self, query: RunQuery = RunQuery()) -> list[RunInfo]:
         infos = [self._info(run) for run in sorted(self.memory, reverse=True)]
@@ -278,11 +247,29 @@ class MemoryStore:
                 self.delete(info.run)
         return gone
 
+    def shared(self, name: str, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
+        with self.lock:
+            after, result = change(self.values.get(name))
+            if after is None:
+                self.values.pop(name, None)
+            else:
+                self.values[name] = after
+            return result
+
     def check(self, *, repair: bool = False) -> list[Finding]:
         return [Finding("ok", "memory", f"{len(self.memory)} runs")]
 
     def describe(self) -> dict[str, Any]:
         return {"place": "memory", "runs": len(self.memory)}
+
+    def restart(self) -> None:
+        """Play the death of the process that owns the runs: its leases are free, what was appended stays.
+
+        Whoever still holds a log gets `LeaseLost`.
+        """
+        with self.lock:
+            for memory in self.memory.values():
+                memory.holder = None
 
     def close(self) -> None:
         for memory in self.memory.values():
@@ -297,63 +284,3 @@ def _matches(info: RunInfo, query: RunQuery) -> bool:
         and (query.since is None or info.created_at >= query.since)
         and (query.until is None or info.created_at <= query.until)
     )
-
-
-class FaultyStore:
-    """Wraps a store whose n-th append (from 1, counted over all runs) fails.
-
-    `when="before"` keeps nothing, as a full disk does. `when="after"` keeps the
-    records and then fails: the acknowledgement is lost. `error` makes the
-    exception; a StoreFull by default.
-
-    >>> store = FaultyStore(MemoryStore(), at=3, when="before")
-    >>> store.appends
-    0
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        *,
-        at: int,
-        when: Literal["before", "after"] = "before",
-        error: Callable[[], Exception] | None = None,
-    ) -> None:
-        self.store = store
-        self.at = at
-        self.when = when
-        self.error = error or (lambda: StoreFull("The disk is full (a faulty store for tests)."))
-        self.appends = 0
-
-    def attach(
-        self, run: str, owner: Owner, *, steal: bool = False, versions: dict[str, str] | None = None
-    ) -> RunLog:
-        return _FaultyLog(self, self.store.attach(run, owner, steal=steal, versions=versions))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.store, name)
-
-
-class _FaultyLog:
-    def __init__(self, store: FaultyStore, log: RunLog) -> None:
-        self._store = store
-        self._log = log
-
-    def append(self, *records: AnyRecord, durability: Durability = "synced") -> int:
-        self._store.appends += 1
-        due = self._store.appends == self._store.at
-        if due and self._store.when == "before":
-            raise self._store.error()
-        seq = self._log.append(*records, durability=durability)
-        if due:
-            raise self._store.error()
-        return seq
-
-    def append_async(self, *records: AnyRecord) -> Awaitable[int]:
-        async def append() -> int:
-            return self.append(*records)
-
-        return append()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)

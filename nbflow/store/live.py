@@ -125,6 +125,7 @@ class LiveRuns:
             opened = self._first(run)
             if (
                 opened is None
+                or opened.parent is not None
                 or opened.workflow != workflow
                 or (params is not None and opened.params != params)
             ):

@@ -15,9 +15,9 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbflow.core.clock import Clock, SystemClock
+from nbflow.core.clock import Clock
 from nbflow.core.errors import CorruptLeaf, CorruptRecord, NbflowError, StoreBusy, StoreReadOnly, UnknownRun
 from nbflow.core.history import History
 from nbflow.core.model import (
@@ -40,12 +40,17 @@ from nbflow.store.log import FileRunLog
 from nbflow.store.proof import proven
 from nbflow.store.protocol import Durability, Finding, Retention, RunQuery
 from nbflow.store.restored import Restored
+from nbflow.store.shared import FOLDER as SHARED
+from nbflow.store.shared import SharedValues
+from nbflow.store.system_clock import SystemClock
 from nbflow.values.leaf import Leaf
 from nbflow.values.trust import user_key
 
 if TYPE_CHECKING:
     import duckdb
     import pandas as pd
+
+T = TypeVar("T")
 
 #: Seconds that closing a store waits for a database somebody else has open; the journal keeps what is pending.
 CLOSE_WAIT = 1.0
@@ -199,6 +204,7 @@ class LocalStore:
         self.live = LiveRuns(self.root / place.RUNS, user_key)
         self._ingest = Ingest(self.root / place.RUNS, user_key)
         self._restored = Restored(self.database)
+        self._shared = SharedValues(self.root / SHARED)
         self._logs: weakref.WeakValueDictionary[str, LocalLog] = weakref.WeakValueDictionary()
         self.background = Background(
             self._ingest_quietly,
@@ -407,6 +413,10 @@ class LocalStore:
             if not cancelled():
                 reclaim(self.database, log, self.leaf_budget)
 
+    def shared(self, name: str, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
+        """See `Store`."""
+        return self._shared.change(name, change)
+
     # Upkeep
 
     def delete(self, run: str) -> None:
@@ -415,6 +425,7 @@ class LocalStore:
 
         info = self.run(run)
         retention.delete(self.database, self.live.folder(info.run))
+        (self.root / place.CHILDREN / f"{info.run}.ipynb").unlink(missing_ok=True)
         self._ingest.forget(info.run)
         self.live.forget(info.run)
 

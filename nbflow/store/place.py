@@ -13,6 +13,8 @@ from nbflow.core.errors import NotAStore, StoreReadOnly, UsageError
 FOLDER = ".nbflow"
 DATABASE = "store.duckdb"
 RUNS = "runs"
+#: The executed copies of notebooks that ran as children, by run.
+CHILDREN = "children"
 _IGNORE = "# The store of nbflow: state of this machine, not part of the project.\n*\n"
 
 

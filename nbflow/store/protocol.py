@@ -7,15 +7,17 @@ implementation. `runtime` and everything above it know only this page.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from nbflow.core.model import AnyRecord, Entry, LeafRef, Message, Owner, RunInfo, RunOpened, StepInfo
 from nbflow.values.leaf import Leaf
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
 
 #: "synced": on disk when `append` returns. "written": handed to the operating
 #: system, so a kill of the process does not lose it: at once, or right behind the
@@ -156,8 +158,9 @@ class Store(Protocol):
     def newest_open(self, workflow: str, params: dict[str, Any] | None = None) -> RunInfo | None:
         """Return the newest run of the workflow that is not completed or cancelled; None when there is none.
 
-        With `params` only a run of equal parameters counts. Looks at the
-        folders of unfinished runs, never at the database.
+        With `params` only a run of equal parameters counts; a child never does,
+        for its parent carries it on. Looks at the folders of unfinished runs,
+        never at the database.
         """
         ...
 
@@ -236,6 +239,21 @@ class Store(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return the store's place, size in bytes, schema and library versions, for `doctor`."""
+        ...
+
+    def shared(self, name: str, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
+        """Change a small named value that all processes share, and return what `change` returns beside it.
+
+        `change` gets the value (None where there is none) and returns the new one
+        (None deletes it): atomic among all threads and processes. It must be quick
+        and must not use the store. A `change` that raises leaves the value alone. A
+        kill at any moment leaves the old value or the new one and blocks nobody;
+        nothing is synced, so a power failure may lose it.
+
+        Raises:
+            StoreBusy: others did not let go within 10 s.
+            StoreFull, StoreReadOnly: the old value stays.
+        """
         ...
 
     def close(self) -> None:

@@ -75,7 +75,8 @@ CREATE TABLE nbflow.frame (
 """
 
 #: Number → statements. A released migration is never edited; a change is a new number.
-MIGRATIONS: dict[int, str] = {1: _FIRST}
+#: 2 brings no more than new views (`published`, `charges`): they are made after every migration.
+MIGRATIONS: dict[int, str] = {1: _FIRST, 2: "SELECT 2"}
 
 SCHEMA_VERSION = max(MIGRATIONS)
 
@@ -195,6 +196,23 @@ SELECT run, workflow, workflow_kind, version, state, params, tags, parent,
        attempts, generation, steps, error, owner ->> 'host' AS host, (owner ->> 'pid')::INTEGER AS pid,
        owner ->> 'user' AS user, owner ->> 'program' AS program
 FROM nbflow.run_now;
+
+CREATE OR REPLACE VIEW main.published AS
+SELECT run, name, arg_max(body -> 'value', seq) AS value, to_timestamp(arg_max(stamp, seq)) AS published_at
+FROM nbflow.event WHERE kind = 'run.published' GROUP BY run, name;
+
+CREATE OR REPLACE VIEW main.charges AS
+WITH charged AS (
+    SELECT run, seq, step, name AS source, execution, attempt, unnest(json_keys(body -> 'amounts')) AS unit, body
+    FROM nbflow.event WHERE kind = 'run.charged'
+),
+-- Charges of one attempt add up; of several attempts the largest counts: a retry is not paid for twice.
+tried AS (
+    SELECT run, step, source, unit, execution, attempt,
+           sum((body -> 'amounts' ->> unit)::DOUBLE) AS amount
+    FROM charged GROUP BY run, step, source, unit, execution, attempt
+)
+SELECT run, step, source, unit, max(amount) AS amount FROM tried GROUP BY run, step, source, unit;
 """
 
 #: View → column → meaning; `docs/` and `nbflow doctor` print it, a test compares it with the views.
@@ -264,6 +282,19 @@ DOCUMENTED: dict[str, dict[str, str]] = {
         "state": "the state that the record leads to",
         "attempt": "number of the try",
         "body": "the record as JSON, without raw bytes",
+    },
+    "published": {
+        "run": "run id",
+        "name": "of what was published",
+        "value": "the latest, JSON",
+        "published_at": "UTC",
+    },
+    "charges": {
+        "run": "run id",
+        "step": "key of the step that spent it",
+        "source": "what it was spent on",
+        "unit": "tokens, dollars …",
+        "amount": "how much, retries counted once",
     },
 }
 

@@ -361,6 +361,47 @@ class Conformance:
         store.collect(Retention(keep=0))
         assert {info.run for info in store.runs()} == {failed.run, alive.run}
 
+    def test_a_shared_value_is_read_changed_and_deleted(self, store: Store) -> None:
+        """`change` gets the value or None, and decides what stands there; names are told apart whatever they hold."""
+        names = ["a", "a b", "a/b", "../a", "A", "", "é" * 300]
+        for name in names:
+            assert store.shared(name, lambda raw, name=name: (name.encode(), raw)) is None
+        assert [name.encode() for name in names] == [
+            store.shared(name, lambda raw: (raw, raw)) for name in names
+        ]
+        assert store.shared("a", lambda raw: (None, raw)) == b"a"
+        assert store.shared("a", lambda raw: (raw, raw)) is None
+        assert store.shared("A", lambda raw: (raw, raw)) == b"A"
+
+    def test_a_change_that_raises_leaves_the_shared_value(self, store: Store) -> None:
+        """The error comes out as it is, and the next change finds the value as it was."""
+        store.shared("n", lambda _: (b"1", None))
+
+        def fail(_raw: bytes | None) -> tuple[bytes | None, None]:
+            raise ConnectionError("mine")
+
+        with pytest.raises(ConnectionError, match="mine"):
+            store.shared("n", fail)
+        assert store.shared("n", lambda raw: (raw, raw)) == b"1"
+
+    def test_shared_changes_of_threads_are_all_counted(self, store: Store) -> None:
+        """Read-modify-write is atomic among threads."""
+
+        def increment(raw: bytes | None) -> tuple[bytes | None, int]:
+            number = int(raw or b"0") + 1
+            return str(number).encode(), number
+
+        seen: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: seen.extend(store.shared("n", increment) for _ in range(50)))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert list(range(1, 401)) == sorted(seen)
+
     def test_a_store_describes_itself_and_is_healthy(self, store: Store) -> None:
         """`check` finds nothing wrong in a store in order; closing twice is fine."""
         do_step(attached(store), "a")

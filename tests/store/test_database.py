@@ -42,13 +42,20 @@ def test_an_older_store_is_upgraded_on_open(tmp_path: Path, monkeypatch: pytest.
     store = LocalStore(tmp_path, background=False)
     do_step(attached(store), "a")
     store.ingest()
-    monkeypatch.setitem(schema.MIGRATIONS, 2, "ALTER TABLE nbflow.event ADD COLUMN extra INTEGER DEFAULT 7")
+    now = schema.SCHEMA_VERSION
     monkeypatch.setitem(
-        schema.MIGRATIONS, 3, "CREATE TABLE nbflow.later AS SELECT max(extra) AS extra FROM nbflow.event"
+        schema.MIGRATIONS, now + 1, "ALTER TABLE nbflow.event ADD COLUMN extra INTEGER DEFAULT 7"
     )
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 3)
+    monkeypatch.setitem(
+        schema.MIGRATIONS,
+        now + 2,
+        "CREATE TABLE nbflow.later AS SELECT max(extra) AS extra FROM nbflow.event",
+    )
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", now + 2)
     assert store.sql("SELECT extra FROM nbflow.later")["extra"].tolist() == [7]
-    assert store.sql("SELECT number FROM nbflow.migration ORDER BY ALL")["number"].tolist() == [1, 2, 3]
+    assert store.sql("SELECT number FROM nbflow.migration ORDER BY ALL")["number"].tolist() == list(
+        range(1, now + 3)
+    )
     assert store.runs()[0].steps == 1
 
 
@@ -59,9 +66,11 @@ def test_a_failed_upgrade_leaves_the_old_store_whole(tmp_path: Path, monkeypatch
     store.ingest()
     with monkeypatch.context() as broken:
         broken.setitem(
-            schema.MIGRATIONS, 2, "CREATE TABLE nbflow.half (i INTEGER); SELECT * FROM no_such_table"
+            schema.MIGRATIONS,
+            schema.SCHEMA_VERSION + 1,
+            "CREATE TABLE nbflow.half (i INTEGER); SELECT * FROM no_such_table",
         )
-        broken.setattr(schema, "SCHEMA_VERSION", 2)
+        broken.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
         with pytest.raises(errors.StoreError):
             store.sql("FROM runs")
     names = store.sql("SELECT table_name AS n FROM duckdb_tables() WHERE schema_name = 'nbflow'")[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nbflow.cli import outputs, query, runs, upkeep
+from nbflow.cli import control, operate, outputs, query, runs, upkeep
 from nbflow.cli.desk import AsJson, Debug, desk
 
 app = typer.Typer(
@@ -24,7 +24,12 @@ app.command("runs")(runs.list_runs)
 app.command("show")(runs.show_run)
 app.command("outputs")(outputs.outputs)
 app.command("sql")(query.sql)
+app.command("signal")(control.signal)
+app.command("cancel")(control.cancel)
 app.command("forget")(runs.forget)
+app.command("fork")(operate.fork)
+app.command("retry")(operate.retry)
+app.command("published")(operate.published)
 app.command("gc")(upkeep.gc)
 app.command("trust")(upkeep.trust)
 app.command("doctor")(upkeep.doctor)

@@ -17,10 +17,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nbflow.core.syntax import syntax_tree
 from nbflow.notebook.expressions import Use
 from nbflow.notebook.flow import Walk
 from nbflow.notebook.purity import may_change
-from nbflow.values.source_digest import source_digest, syntax_tree
+from nbflow.values.source_digest import source_digest
 
 _NO_NAMES: frozenset[str] = frozenset()
 

@@ -35,6 +35,11 @@ class Subcommand:
 
 SUBCOMMANDS: dict[str, Subcommand] = {
     "auto": Subcommand("auto on|off", "make every later cell durable, or stop it", ("on", "off")),
+    "cancel": Subcommand(
+        "cancel [RUN] [--yes]",
+        "cancel a run for good, by default the present one; --reason TEXT says why",
+        ("RUN", "--reason", "--yes"),
+    ),
     "delete": Subcommand("delete RUN [--yes]", "delete a run and all it recorded", ("RUN", "--yes")),
     "finish": Subcommand("finish", "complete the run; the next durable cell starts a new one"),
     "forget": Subcommand(
@@ -51,6 +56,11 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         ("RUN", "--steal"),
     ),
     "runs": Subcommand("runs [--all]", "the runs of this notebook, or of every workflow", ("--all",)),
+    "signal": Subcommand(
+        "signal RUN NAME [--text T]",
+        "send a signal to a run; --value JSON instead of a text, --id ID to repeat it safely",
+        ("RUN", "--value", "--text", "--id"),
+    ),
     "sql": Subcommand("sql QUERY", "SQL over the store's views and over recorded tables (step.variable)"),
     "status": Subcommand("status", "what is recorded in the current run, what would run, and why"),
     "steal": Subcommand(
@@ -133,8 +143,7 @@ class Commands:
         """SQL over the store's views and over recorded tables (step.variable)."""
         if not rest:
             raise UsageError("%nbflow sql wants a query.", hint="For example: %nbflow sql select * from runs")
-        if len(rest) > 1 and rest[0] == rest[-1] and rest[0] in "\"'":
-            rest = rest[1:-1]
+        rest = unquoted(rest)
         if self.host.session is not None:
             self.host.session.log.flush()
         return self.host.store().sql(
@@ -240,6 +249,54 @@ class Commands:
             self.host.detach()
         store.delete(info.run)
         messages.say(self.host.shell, f"Run {info.run} is deleted.")
+
+    def do_cancel(self, rest: str) -> None:
+        """Cancel a run for good: the present one, or another by its id or the beginning of it."""
+        from nbflow.core.errors import RunCancelled
+        from nbflow.runtime.cancelling import cancel
+
+        found = self._arguments(
+            "cancel",
+            rest,
+            ("run", {"nargs": "?", "metavar": "RUN"}),
+            ("--reason", {"default": "", "metavar": "TEXT"}),
+            ("--yes", {"action": "store_true"}),
+        )
+        store = self.host.store()
+        info = store.run(found.run or self._session().run)
+        self._ask(f"Cancel run {info.run} of {info.workflow} for good?", found.yes)
+        answer = cancel(info.run, unquoted(found.reason), store=store)
+        own = self.host.session
+        if own is not None and own.run == info.run:
+            try:
+                own.check()
+            except RunCancelled as error:
+                failure = self.host.stop(error)
+                if failure is not error:
+                    raise failure from None
+                answer = "cancelled"
+        said = "is cancelled." if answer == "cancelled" else "is asked to stop: its owner ends it."
+        messages.say(self.host.shell, f"Run {info.run} of {info.workflow} {said}")
+
+    def do_signal(self, rest: str) -> None:
+        """Send a signal to a run; it is kept until the run waits for it."""
+        from nbflow.runtime.signals import payload_of, signal
+
+        found = self._arguments(
+            "signal",
+            rest,
+            ("run", {"metavar": "RUN"}),
+            ("name", {"metavar": "NAME"}),
+            ("--value", {"metavar": "JSON"}),
+            ("--text", {"metavar": "TEXT"}),
+            ("--id", {"metavar": "ID"}),
+        )
+        # IPython leaves quotation marks where they are.
+        value, text = (None if one is None else unquoted(one) for one in (found.value, found.text))
+        payload = payload_of(value, text)
+        info = self.host.store().run(found.run)
+        signal(info.run, found.name, payload, store=self.host.store(), id=found.id)
+        messages.say(self.host.shell, f"Signal {found.name} is sent to run {info.run} of {info.workflow}.")
 
     def do_auto(self, rest: str) -> None:
         """Make every later cell durable, or stop it."""
@@ -357,6 +414,15 @@ class Commands:
             raise UsageError("Nobody is there to answer, and nothing was done.", hint="Add --yes.") from None
         if answer.strip().lower() not in ("y", "yes"):
             raise UsageError("Nothing was done.")
+
+
+def unquoted(text: str) -> str:
+    """Return the text without the quotation marks around it.
+
+    >>> unquoted("'select 1'"), unquoted("it's")
+    ('select 1', "it's")
+    """
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def recorded_steps(history: History) -> list[str]:

@@ -14,7 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbflow.core.errors import LeaseHeld, LeaseLost, StoreReadOnly, UsageError
+from nbflow.core.errors import LeaseHeld, LeaseLost, RunCancelled, StoreReadOnly, UsageError
+from nbflow.core.states import FINAL_RUN_STATES, CancelReason, RunState
 from nbflow.notebook import ambient, messages
 from nbflow.notebook.config import NbFlow
 from nbflow.notebook.execute import CellPlace
@@ -48,6 +49,8 @@ class Host:
         self.seeds: dict[str, str] = {}
         """The token of the last seed set on purpose, by generator."""
         self._places: list[CellPlace] = []
+        #: The run that a parent started this kernel for; taken out of the environment, which processes inherit.
+        self._assigned = os.environ.pop("NBFLOW_RUN", None)
         self._store: Store | None = None
         self._store_place: str | Path | None = None
         self._tracker: Tracker | None = None
@@ -89,6 +92,8 @@ class Host:
         error = getattr(result, "error_in_exec", None)
         if isinstance(error, LeaseLost) and self.lost is None:
             self.lose(error)  # a durable call in a plain cell; its error was shown just now
+        elif isinstance(error, RunCancelled):
+            self.stop(error)
         if not self._places:
             return
         place = self._places.pop()
@@ -184,10 +189,13 @@ class Host:
             return self.session
         if self.lost is not None and not asked:
             raise self._lost_again()
+        from nbflow.core.saga import compensatable
         from nbflow.runtime import active
         from nbflow.runtime.session import Session
 
         self.detach()
+        if run is None and not new:
+            run = self._unfinished_assigned()
         try:
             session = Session.open(
                 self.store(), self.workflow(), kind="notebook", new=new, run=run, steal=steal
@@ -200,6 +208,11 @@ class Host:
                 **error.facts,
             ) from None
         self.session, self.lost = session, None
+        if not compensatable(session.history):  # to undo, the notebook's functions have to be there first
+            try:
+                session.check()  # a cancel that came while no kernel had it: replaying cells would not ask
+            except RunCancelled as error:
+                raise self.stop(error) from None
         self._progress.watch(session)
         session.surroundings = ambient.Generators()
         active.add(session)
@@ -208,6 +221,12 @@ class Host:
         if plan and not asked and session.resumed and self.config.plan:
             self.show_plan()
         return session
+
+    def _unfinished_assigned(self) -> str | None:
+        """Return the run that this kernel was started for; None where there is none, or it is over."""
+        if self._assigned is not None and self.store().run(self._assigned).state in FINAL_RUN_STATES:
+            self._assigned = None
+        return self._assigned
 
     def detach(self) -> None:
         """Give the lease up and forget what belonged to the run; the run itself stays as it is."""
@@ -244,6 +263,24 @@ class Host:
             hint="`%nbflow steal` or `%nbflow new`.",
             **self.lost.facts,
         )
+
+    def stop(self, error: RunCancelled) -> Exception:
+        """End the run that is to stop, undoing what can be undone, and return what to say.
+
+        A cancelled run of somebody else's (a child, a branch) ends nothing here.
+        """
+        session = self.session
+        if session is None or error.run != session.run or error.reason == CancelReason.FAILED_SIBLING:
+            return error
+        from nbflow.runtime import saga
+
+        failure = saga.fail(session, error)
+        if failure is error:
+            session.finish(RunState.CANCELLED, reason=error.reason, error=error)
+        else:  # only a failed run can be resumed, and undone then
+            session.finish(RunState.FAILED, error=failure)
+        self.detach()
+        return failure
 
     def close(self) -> None:
         """Detach and close the store; the kernel ends or the extension is unloaded."""

@@ -2,11 +2,13 @@
 
 A retry that comes at once is nobody's business. Once a step has kept its cell
 waiting for a second, the line says which attempt failed, why, and when the
-next one begins; after the cell it says how many there were.
+next one begins; after the cell it says how many there were. A fan-out that takes
+as long gets a line as well, with how many of its items have ended.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import uuid
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbflow.notebook import messages
+from nbflow.runtime import fanout_progress
+from nbflow.runtime.fanout_progress import Counts, Display
 
 if TYPE_CHECKING:
     from nbflow.runtime.session import Session, StepSpec
@@ -48,12 +52,14 @@ class Progress:
         self.stop()
         self._session = session
         session.on_wait = self._wait
+        fanout_progress.show_with(self._fan_out)
 
     def stop(self) -> None:
         """Listen no more."""
         if self._session is not None:
             self._session.on_wait = None
             self._session = None
+            fanout_progress.show_with(None)
 
     def clear(self) -> None:
         """The cell is over: put every line into the past."""
@@ -82,8 +88,33 @@ class Progress:
             update=not begin,
         )
 
+    def _fan_out(self, _counts: Counts) -> Display | None:
+        """A fan-out takes its time: say what shows how far it is. A terminal has its bar."""
+        return None if sys.stderr.isatty() else _FanLine(self)
+
     def _show(self, text: str, display_id: str, *, update: bool) -> None:
         messages.say(self._shell, text, display_id=display_id, update=update)
+
+
+class _FanLine:
+    """One line for one fan-out, kept up to date."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._display_id = f"nbflow-{uuid.uuid4().hex}"
+        self._shown = False
+
+    def show(self, counts: Counts) -> None:
+        """Show the counts as they are now."""
+        ended = counts.total - counts.left
+        more = fanout_progress.said(counts)
+        text = f"{counts.name}: {ended:,} of {counts.total:,} items{f' ({more})' if more else ''}"
+        self._progress._show(text, self._display_id, update=self._shown)  # noqa: SLF001 - of the same file
+        self._shown = True
+
+    def close(self, counts: Counts) -> None:
+        """Show the last counts."""
+        self.show(counts)
 
 
 def _told(error: BaseException) -> str:

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nbflow.core.errors import CannotRestore, CannotStore, CorruptLeaf, LeaseLost, UsageError
+from nbflow.core.errors import CannotRestore, CannotStore, CorruptLeaf, LeaseLost, RunCancelled, UsageError
 from nbflow.notebook import ambient, capture, messages
 from nbflow.notebook import detail as keys
 from nbflow.notebook.amounts import duration
@@ -107,6 +107,8 @@ class CellRunner:
     def _leave(self, error: BaseException) -> None:
         if isinstance(error, LeaseLost):
             raise self.host.lose(error) from None
+        if isinstance(error, RunCancelled):
+            raise self.host.stop(error) from None
         if isinstance(error, CannotStore) and error.variable in self.shell.user_ns:
             error.add_note(
                 f"The cell ran and {error.variable} is in memory, but nothing is recorded. With "

@@ -57,8 +57,13 @@ class Execution:
     ended: StepEnded | None = None
     retried: StepRetried | None = None
     cursor: StepCursor | None = None
-    forgotten: bool = False
+    forgotten_at: int = 0
     interrupted: bool = False
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the step is to run again, from the record `forgotten_at` on."""
+        return self.forgotten_at > 0
 
     @property
     def state(self) -> StepState:
@@ -88,6 +93,8 @@ class History:
     finished_at: float | None = None
     seq: int = 0
     state: RunState = RunState.PENDING
+    #: The seq at which the run last failed or ended; 0 before.
+    stopped: int = 0
     reason: str = ""
     error: ErrorInfo | None = None
     attached: RunAttached | None = None
@@ -146,7 +153,7 @@ class History:
             self.executions[execution_of(entry)].cursor = self.cursors[record.step] = record
         elif isinstance(record, StepForgotten):
             for execution in self.by_step.get(record.step, ()):
-                execution.forgotten = True
+                execution.forgotten_at = execution.forgotten_at or entry.seq
                 self._done.pop((record.step, execution.started.signature), None)
             self.cursors.pop(record.step, None)
         elif isinstance(record, RunChanged):
@@ -154,6 +161,8 @@ class History:
                 self.state = advance_run(self.state, RunState(record.state))
                 self.reason, self.error = record.reason, record.error
                 self.finished_at = entry.at if self.state in FINAL_RUN_STATES else None
+                if self.state is RunState.FAILED or self.state in FINAL_RUN_STATES:
+                    self.stopped = entry.seq
         elif isinstance(record, RunAttached):
             self.attached = record
             for number in self._open:  # their process is gone: nobody can end them any more

@@ -24,14 +24,34 @@ def plus(first: Mapping[str, float], second: Mapping[str, float]) -> Amounts:
     return total
 
 
-def checked(amounts: Mapping[str, float]) -> Amounts:
+def minus(first: Mapping[str, float], second: Mapping[str, float]) -> Amounts:
+    """Take amounts away unit by unit.
+
+    >>> minus({"tokens": 5.0, "dollars": 1.0}, {"tokens": 2.0})
+    {'tokens': 3.0, 'dollars': 1.0}
+    """
+    return plus(first, {unit: -amount for unit, amount in second.items()})
+
+
+def overrun(spent: Mapping[str, float], limits: Mapping[str, float]) -> str | None:
+    """Return the first unit of which nothing is left, None while some of each is.
+
+    >>> overrun({"tokens": 10.0}, {"dollars": 1.0, "tokens": 10.0})
+    'tokens'
+    """
+    return next((unit for unit, limit in limits.items() if spent.get(unit, 0.0) >= limit), None)
+
+
+def checked(
+    amounts: Mapping[str, float], empty: str = "Say what is spent, as in charge(tokens=123)."
+) -> Amounts:
     """Return the amounts as floats.
 
     Raises:
-        UsageError: none at all, negative, NaN or infinite.
+        UsageError: none at all (with the sentence `empty`), negative, NaN or infinite.
     """
     if not amounts:
-        raise UsageError("Say what is spent, as in charge(tokens=123).")
+        raise UsageError(empty)
     for unit, amount in amounts.items():
         value: object = amount
         if (

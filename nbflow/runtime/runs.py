@@ -1,4 +1,4 @@
-"""`nbflow.run`: a run as a with statement, for plain scripts; and the run one is in."""
+"""`nbflow.run`: a run as a with statement, for plain scripts; the run one is in, and undoing it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import msgspec
 
 from nbflow.core.errors import LeaseLost, RunCancelled, UsageError
 from nbflow.core.states import RunState
-from nbflow.runtime import active
+from nbflow.runtime import active, saga
+from nbflow.runtime.attributes import tag_texts
 from nbflow.runtime.session import Session
 from nbflow.store.protocol import Store
 
@@ -83,7 +84,8 @@ def run(
 
     The newest unfinished run of this name with equal parameters is carried on;
     otherwise a new one starts. Leaving the body completes the run; an exception
-    fails it (it may be carried on), an interrupt leaves it as it is.
+    undoes what can be undone (`@durable(compensate=)`) and fails the run (it may
+    be carried on), an interrupt leaves it as it is.
 
     Args:
         name: the workflow's name.
@@ -98,6 +100,7 @@ def run(
     Raises:
         LeaseHeld: another process has the run.
         UsageError: a parameter that JSON cannot hold.
+        CompensationFailed: the body failed and not everything could be undone.
 
     Example:
         >>> import nbflow
@@ -114,25 +117,42 @@ def run(
         place,
         name,
         kind="script",
-        params=_plain(params),
+        params=plain_params(params),
         version=version,
-        tags=tags,
+        tags=tag_texts(tags or {}),
         new=new,
         run=resume,
         steal=steal,
     )
+    with conducted(session):
+        yield Run(session)
+
+
+@contextmanager
+def conducted(session: Session, find: saga.Find | None = None) -> Iterator[None]:
+    """Make an attached run the current one for the body of a with statement, and record how it ended.
+
+    `find` tells what undoes a step that the registry of compensators does not know.
+    """
     active.add(session)
     token = active.enter(session)
     try:
+        saga.resume_rollback(session, find)
+        if not saga.compensatable(session.history):  # to undo, the body's functions have to be there first
+            session.check()  # a cancel that came while nobody ran it: replaying steps would not ask
         with session.within(session.root):
-            yield Run(session)
+            yield
+        session.check()  # … or behind the last step
     except LeaseLost:
         raise
-    except RunCancelled as error:
-        session.finish(RunState.CANCELLED, reason=error.reason, error=error)
-        raise
     except Exception as error:
-        session.finish(RunState.FAILED, error=error)
+        failure = saga.fail(session, error, find)
+        if isinstance(failure, RunCancelled):
+            session.finish(RunState.CANCELLED, reason=failure.reason, error=failure)
+        else:  # a cancelled run that is not undone is failed: only that can be resumed, and undone then
+            session.finish(RunState.FAILED, error=failure)
+        if failure is not error:
+            raise failure  # noqa: B904 - it has the error as its cause
         raise
     except BaseException:
         session.log.flush()
@@ -143,6 +163,38 @@ def run(
         active.leave(token)
         active.remove(session)
         session.close()
+
+
+def rollback(reason: str = "") -> list[str]:
+    """Undo every completed call of the current run that has a compensator, last first.
+
+    For notebooks, where a failing cell undoes nothing by itself, and for
+    scripts that want it at another moment than their end. The run goes on; what
+    was undone runs again when it is called again. Async compensators work too.
+
+    Args:
+        reason: recorded with the rollback.
+
+    Returns:
+        The keys of the steps that were undone, in that order.
+
+    Raises:
+        NoActiveRun: outside any run.
+        CompensationFailed: something could not be undone; the rest is.
+
+    Example:
+        >>> import nbflow
+        >>> @nbflow.durable(compensate=lambda number, item: print("cancelled", item, number))
+        ... def order(item):
+        ...     return 17
+        >>> with nbflow.run("example"):
+        ...     number = order("chairs")
+        ...     undone = nbflow.rollback("the customer changed her mind")
+        cancelled chairs 17
+        >>> len(undone)
+        1
+    """
+    return saga.rollback(active.required(), None, reason=reason)
 
 
 def current_run() -> Run | None:
@@ -162,12 +214,14 @@ def _store(place: str | Path | None) -> Store:
     return process_store(place)
 
 
-def _plain(params: dict[str, Any]) -> dict[str, Any]:
+def plain_params(params: dict[str, Any]) -> dict[str, Any]:
     """Bring parameters into the form that a record holds, so that a resume compares like with like."""
     try:
-        return dict(msgspec.json.decode(msgspec.json.encode(params)))
-    except (TypeError, ValueError) as error:
+        plain = dict(msgspec.json.decode(msgspec.json.encode(params)))
+        msgspec.msgpack.encode(plain)  # integers beyond 64 bits
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(
-            f"A run's parameters must be JSON-able: {error}",
+            f"A run's parameters must be JSON-able: {error}.",
             hint="Pass a name or a path, and load the object in a durable step.",
         ) from error
+    return plain

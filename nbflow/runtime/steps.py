@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from nbflow.core.errors import NoActiveRun, UsageError
 from nbflow.core.history import Execution
 from nbflow.core.retry import RetryPolicy, seconds
+from nbflow.core.saga import COMPENSATE
 from nbflow.core.signature import digest, short
-from nbflow.runtime import active, modes
+from nbflow.runtime import active, modes, saga
+from nbflow.runtime.policies import Policy, policies_of
 from nbflow.runtime.scope import Scope, entered
 from nbflow.runtime.session import Session, StepResult, StepSpec
 from nbflow.runtime.surroundings import around, replayed
@@ -29,6 +31,8 @@ R = TypeVar("R")
 
 #: The name under which a call's result is recorded.
 RESULT = "return"
+#: … and its arguments, where they are needed to undo it.
+ARGS, KWARGS = "args", "kwargs"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Options:
     timeout: float | None = None
     durability: Literal["synced", "buffered"] = "synced"
     check: bool = False
+    compensate: Callable[..., Any] | None = None
+    policies: tuple[Policy, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class DurableFunction(Generic[P, R]):
             with entered(place.inside()):
                 result = self.plain(*args, **kwargs)
             value[:] = [result]
-            return StepResult({RESULT: result}, state=surroundings.moved(before) if surroundings else None)
+            state = surroundings.moved(before) if surroundings else None
+            return StepResult(self._values(result, args, kwargs), state=state)
 
         try:
             execution = session.run_step(spec, body)
@@ -116,7 +123,8 @@ class DurableFunction(Generic[P, R]):
             with entered(place.inside()):
                 result = await cast("Awaitable[Any]", self.plain(*args, **kwargs))
             value[:] = [result]
-            return StepResult({RESULT: result}, state=surroundings.moved(before) if surroundings else None)
+            state = surroundings.moved(before) if surroundings else None
+            return StepResult(self._values(result, args, kwargs), state=state)
 
         try:
             execution = await session.run_step_async(spec, body)
@@ -148,6 +156,29 @@ class DurableFunction(Generic[P, R]):
         ]
         return found[-1] if found else None
 
+    # --- undoing -----------------------------------------------------------------------------------------------
+
+    @property
+    def compensated_as(self) -> str:
+        """The name under which the compensator of a recorded call is found again."""
+        return f"{self.plain.__module__}:{self.step_name}"
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """How the function is retried, and its compensator too."""
+        return self.options.retry
+
+    def undo(self, values: dict[str, Any]) -> object:
+        """Undo a call that recorded these values; await what it returns if that is to be awaited."""
+        assert self.options.compensate is not None, "only what has a compensator is registered"
+        return self.options.compensate(values[RESULT], *values.get(ARGS, ()), **values.get(KWARGS, {}))
+
+    def _values(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return what is recorded of a call."""
+        if self.options.compensate is None:
+            return {RESULT: result}
+        return {RESULT: result, ARGS: list(args), KWARGS: kwargs}  # a list is JSON where its items are
+
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Session, StepSpec, _Place]:
         try:
             session = active.required()
@@ -169,8 +200,10 @@ class DurableFunction(Generic[P, R]):
             timeout=options.timeout,
             parent=outer.step or None,
             version=options.version or "",
+            detail={COMPENSATE: self.compensated_as} if options.compensate is not None else {},
             durability=options.durability,
             check=options.check,
+            policies=options.policies,
         )
         inner = outer.within(f"{self.step_name}@{short(given)}#{number}")
         return session, spec, _Place(outer, call, number, inner, spec.step)
@@ -209,7 +242,12 @@ def _fingerprints(captured: dict[str, Any]) -> list[bytes]:
 
 
 def _durable_function(plain: Callable[..., Any], options: Options) -> DurableFunction[..., Any]:
-    return DurableFunction(plain, options)
+    function: DurableFunction[..., Any] = DurableFunction(plain, options)
+    if options.compensate is not None:
+        saga.register(
+            function, replace=False
+        )  # what a checkpoint holds may be older than what is defined now
+    return function
 
 
 @overload
@@ -220,22 +258,24 @@ def durable(function: Callable[P, R], /) -> DurableFunction[P, R]: ...
 def durable(
     *,
     name: str | None = ...,
-    version: str | None = ...,
+    version: int | str | None = ...,
     retries: int | RetryPolicy = ...,
     delay: float | str = ...,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool] = ...,
     timeout: float | str | None = ...,
     durability: Literal["sync", "async"] = ...,
     check: bool = ...,
+    compensate: Callable[..., Any] | None = ...,
+    policies: Policy | Sequence[Policy] = ...,
 ) -> Callable[[Callable[P, R]], DurableFunction[P, R]]: ...
 
 
-def durable(
+def durable(  # noqa: PLR0913 - what a function may be told; all by name
     function: Callable[..., Any] | None = None,
     /,
     *,
     name: str | None = None,
-    version: str | None = None,
+    version: int | str | None = None,
     retries: int | RetryPolicy = 0,
     delay: float | str = 0.5,
     retry_on: type[BaseException]
@@ -244,6 +284,8 @@ def durable(
     timeout: float | str | None = None,
     durability: Literal["sync", "async"] = "sync",
     check: bool = False,
+    compensate: Callable[..., Any] | None = None,
+    policies: Policy | Sequence[Policy] = (),
 ) -> Any:
     """Record every call of a function, so that a resumed run does not repeat it.
 
@@ -262,6 +304,14 @@ def durable(
             returns at once and is on disk within 10 ms; a crash costs that tail.
         check: restore each result once before it is recorded; one that comes back
             different (a `__reduce__` that lies) fails the step with `CannotStore`.
+        compensate: undoes a completed call when the run fails or is cancelled, or on
+            `nbflow.rollback()`: called as `compensate(result, *args, **kwargs)` with the
+            recorded result and the call's arguments, which are recorded for that. It may
+            be async, is retried as the function is, and should bear being called twice:
+            a crash before its end is recorded calls it again.
+        policies: circuit breakers, rate limits and bulkheads round every attempt, the first
+            outermost; a replay passes none of them. A refusal fails the attempt, and a
+            retry comes no earlier than it says.
 
     Raises:
         UsageError: an option makes no sense.
@@ -276,6 +326,7 @@ def durable(
         ...     fetch("monday")
         'MONDAY'
     """
+    called, number = _texts(name, version)
     if durability not in ("sync", "async"):
         raise UsageError(f'durability is "sync" or "async", not {durability!r}.')
     policy = (
@@ -283,16 +334,20 @@ def durable(
         if isinstance(retries, RetryPolicy)
         else RetryPolicy(retries=retries, delay=seconds(delay) or 0.0, retry_on=_condition(retry_on))
     )
+    if compensate is not None and not callable(compensate):
+        raise UsageError(f"compensate is a function that undoes a call, not {compensate!r}.")
     limit = seconds(timeout)
     if limit == 0:
         raise UsageError("A timeout of 0 leaves no time to run; leave it out for no limit.")
     options = Options(
-        name=name,
-        version=version,
+        name=called,
+        version=number,
         retry=policy,
         timeout=limit,
         durability="synced" if durability == "sync" else "buffered",
         check=check,
+        compensate=compensate,
+        policies=policies_of(policies),
     )
 
     def decorate(plain: Any) -> DurableFunction[..., Any]:
@@ -305,9 +360,23 @@ def durable(
             )
         if isinstance(plain, (staticmethod, classmethod)):
             raise UsageError("Put @durable below @staticmethod or @classmethod.")
-        return DurableFunction(plain, options)
+        made: DurableFunction[..., Any] = DurableFunction(plain, options)
+        if compensate is not None:
+            saga.register(made)
+        return made
 
     return decorate if function is None else decorate(function)
+
+
+def _texts(name: object, version: object) -> tuple[str | None, str | None]:
+    """Check name and version: a record with anything but text in it could not be read again."""
+    if name is not None and (not isinstance(name, str) or not name):
+        raise UsageError(f"The name of a durable function is a text that is not empty, not {name!r}.")
+    if isinstance(version, int) and not isinstance(version, bool):
+        version = str(version)
+    if version is not None and not isinstance(version, str):
+        raise UsageError(f"The version of a durable function is a text or a number, not {version!r}.")
+    return name, version
 
 
 def _condition(

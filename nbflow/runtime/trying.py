@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbflow.core.errors import LeaseError, NbflowError, RunCancelled, StepError, StepTimeout
 from nbflow.core.history import Execution
 from nbflow.core.model import (
+    AnyRecord,
     Checkpoint,
     LeafRef,
     StepCompleted,
@@ -27,6 +28,8 @@ from nbflow.core.model import (
 from nbflow.core.retry import RetryPolicy
 from nbflow.core.states import StepState
 from nbflow.runtime import attempts
+from nbflow.runtime.guards import Policy, guarded, guarded_async
+from nbflow.store.protocol import Durability
 from nbflow.values.codec import encode
 from nbflow.values.failures import encode_error
 from nbflow.values.leaf import Digests, Leaf
@@ -52,6 +55,10 @@ class StepSpec(Struct, frozen=True):
     detail: dict[str, Any] = {}  # noqa: RUF012 - msgspec gives each its own
     durability: Literal["synced", "buffered"] = "synced"
     check: bool = False
+    #: Whether the start must be on disk before the body runs: it holds what cannot be found again (a due instant).
+    synced_start: bool = False
+    #: Round every attempt, outside its timeout: waiting for a token is not the body's time.
+    policies: tuple[Policy, ...] = ()
 
 
 class StepResult(Struct, frozen=True):
@@ -62,6 +69,8 @@ class StepResult(Struct, frozen=True):
     state: dict[str, Any] | None = None
     detail: dict[str, Any] = {}  # noqa: RUF012 - msgspec gives each its own
     digests: Digests | None = None
+    #: Records that hold from the moment the step is completed: appended with it, all or none.
+    along: tuple[AnyRecord, ...] = ()
 
 
 OnError = Callable[[BaseException], bytes]
@@ -76,10 +85,10 @@ def run(
     while True:
         trial.begin()
         try:
-            if spec.timeout is None:
-                result = body(trial.attempt)
+            if spec.policies:
+                result = guarded(spec.policies, session, functools.partial(_attempt, trial, body))
             else:
-                result = attempts.call(functools.partial(body, trial.attempt), spec.timeout, spec.step)
+                result = _attempt(trial, body)
             record = trial.completed(result)
         except BaseException as error:
             delay = trial.failed(error)
@@ -87,7 +96,7 @@ def run(
                 raise
             session.clock.sleep(delay)
             continue
-        session.recorder.append(record, durability=spec.durability)
+        session.recorder.append(record, *result.along, durability=spec.durability)
         return trial.execution
 
 
@@ -100,11 +109,11 @@ async def run_async(
     while True:
         trial.begin()
         try:
-            result = await attempts.call_async(
-                lambda n=trial.attempt: body(n),  # type: ignore[misc]
-                spec.timeout,
-                spec.step,
-            )
+            if spec.policies:
+                attempt = functools.partial(_attempt_async, trial, body)
+                result = await guarded_async(spec.policies, session, attempt)
+            else:
+                result = await _attempt_async(trial, body)
             record = trial.completed(result)
         except BaseException as error:
             delay = trial.failed(error)
@@ -113,10 +122,22 @@ async def run_async(
             await _pause(session, delay)
             continue
         if spec.durability == "buffered":
-            session.recorder.append(record, durability="buffered")
+            session.recorder.append(record, *result.along, durability="buffered")
         else:
-            await session.recorder.append_async(record)
+            await session.recorder.append_async(record, *result.along)
         return trial.execution
+
+
+def _attempt(trial: Trial, body: Callable[[int], StepResult]) -> StepResult:
+    trial.begin()
+    if trial.spec.timeout is None:
+        return body(trial.attempt)
+    return attempts.call(functools.partial(body, trial.attempt), trial.spec.timeout, trial.spec.step)
+
+
+async def _attempt_async(trial: Trial, body: Callable[[int], Awaitable[StepResult]]) -> StepResult:
+    trial.begin()
+    return await attempts.call_async(lambda: body(trial.attempt), trial.spec.timeout, trial.spec.step)
 
 
 async def _pause(session: Session, seconds: float) -> None:
@@ -135,6 +156,10 @@ class Trial:
         self.attempt = 1
         self._on_error = on_error
         self._began = 0.0
+        #: When the first attempt began (monotonic seconds; of other processes, as much earlier as the wall clock
+        #: says), and the seconds waited since in this process.
+        self._first = 0.0
+        self._idle = 0.0
 
     def start(self) -> float:
         """Record that the step starts; return the seconds to wait before its first try.
@@ -149,6 +174,7 @@ class Trial:
         if (
             last is not None
             and last.interrupted
+            and not last.forgotten
             and last.retried is not None
             and last.started.signature == spec.signature
         ):
@@ -164,13 +190,24 @@ class Trial:
             version=spec.version,
             detail=spec.detail,
         )
-        seq = session.recorder.append(
-            record, durability="written" if spec.durability == "synced" else "buffered"
-        )
+        durability: Durability = "written" if spec.durability == "synced" else "buffered"
+        seq = session.recorder.append(record, durability="synced" if spec.synced_start else durability)
         self.execution = session.history.executions[seq]
+        self._first = self._first_began()
         if wait > 0 and session.on_wait is not None:
             session.on_wait(spec, self.attempt, wait, None)
         return max(0.0, wait)
+
+    def _first_began(self) -> float:
+        clock = self.session.clock
+        if self.attempt == 1:
+            return clock.monotonic()
+        first = self.execution
+        for earlier in reversed(self.session.history.by_step[self.spec.step]):
+            first = earlier
+            if earlier.started.attempt == 1:
+                break
+        return clock.monotonic() - max(0.0, clock.now() - first.started_at)
 
     def begin(self) -> None:
         """Begin the next try."""
@@ -208,6 +245,18 @@ class Trial:
         (ref,) = self.session.log.put_leaves([Leaf(Digests().of(view, id(display)), len(display), [view])])
         return b"", ref
 
+    def _retry_delay(self, error: BaseException) -> float | None:
+        """Return the seconds to wait before the next attempt, None when there is none."""
+        if not isinstance(error, Exception) or _final(error):
+            return None
+        since_start = self.session.clock.monotonic() - self._first
+        draw = random.SystemRandom().random
+        try:
+            return self.spec.retry.after(self.attempt, error, draw, since_start=since_start, idle=self._idle)
+        except Exception as problem:  # noqa: BLE001 - a policy of the user's own may raise anything
+            error.add_note(f"nbflow could not ask the retry policy: {type(problem).__name__}: {problem}")
+            return None
+
     def failed(self, error: BaseException) -> float | None:
         """Record a failed try; return the seconds to wait before the next, None when there is none."""
         session, spec = self.session, self.spec
@@ -215,8 +264,8 @@ class Trial:
             error.run, error.step = session.run, spec.step
         if isinstance(error, LeaseError):
             return None  # whatever happens now is no longer ours to record
-        if isinstance(error, Exception) and not _final(error) and spec.retry.again(self.attempt, error):
-            delay = spec.retry.wait(self.attempt, random.SystemRandom().random)
+        delay = self._retry_delay(error)
+        if delay is not None:
             if session.on_wait is not None:
                 session.on_wait(spec, self.attempt + 1, delay, error)
             session.recorder.append(
@@ -230,6 +279,7 @@ class Trial:
                 durability="written",
             )
             self.attempt += 1
+            self._idle += delay
             return delay
         display, display_leaf = self._display(self._on_error(error)) if self._on_error else (b"", None)
         try:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from nbflow.core.errors import UnknownRun, UnknownStep
 from nbflow.core.history import History
+from nbflow.core.model import RunPublished
 from nbflow.core.signature import short
 from nbflow.runtime import active
+from nbflow.runtime.attributes import tag_texts
 from nbflow.runtime.runs import Run
 from nbflow.store.local import process_store
 from nbflow.store.protocol import RunQuery, Store
@@ -41,21 +43,29 @@ def _run(store: Store, run: Run | str | None) -> str:
     newest = store.runs(RunQuery(limit=1))
     if not newest:
         raise UnknownRun("The store holds no run yet.")
-    return newest[0].run
+    info = newest[0]
+    while info.parent is not None:  # a child's id has the time of its parent's: nobody means the child
+        try:
+            info = store.run(info.parent)
+        except UnknownRun:
+            break
+    return info.run
 
 
 def runs(
     workflow: str | None = None,
     *,
     state: str | None = None,
-    tags: dict[str, str] | None = None,
+    tags: dict[str, Any] | None = None,
     limit: int | None = 100,
     store: Store | str | Path | None = None,
 ) -> pd.DataFrame:
     """List runs, newest first, as a table.
 
     Columns: run, workflow, state, created, seconds, attempts, steps, params,
-    tags, error. `workflow` may hold `*`. Times are UTC.
+    tags, error, parent (the run that it is a child of). `workflow` may hold `*`.
+    `tags` must all match, those that were set later (`nbflow.tag`) and those that a
+    child has from its parent included. Times are UTC.
 
     >>> import nbflow
     >>> nbflow.runs(state="failed").empty
@@ -63,7 +73,9 @@ def runs(
     """
     import pandas as pd
 
-    query = RunQuery(workflow=workflow, states=(state,) if state else (), tags=tags, limit=limit)
+    query = RunQuery(
+        workflow=workflow, states=(state,) if state else (), tags=tag_texts(tags or {}), limit=limit
+    )
     rows = [
         {
             "run": info.run,
@@ -76,6 +88,7 @@ def runs(
             "params": info.params,
             "tags": info.tags,
             "error": info.error,
+            "parent": info.parent,
         }
         for info in _store(store).runs(query)
     ]
@@ -90,6 +103,7 @@ def runs(
         "params",
         "tags",
         "error",
+        "parent",
     ]
     return pd.DataFrame(rows, columns=columns)
 
@@ -183,13 +197,50 @@ def output(
     return values[name]
 
 
+def published(
+    run: Run | str | None = None, name: str | None = None, *, store: Store | str | Path | None = None
+) -> Any:
+    """Return what a run has published so far, as a dict by name, or the one value of `name`.
+
+    Read from the journal as it is now, so a run that another process works on
+    shows its latest values. `run` is the current one by default, else the newest.
+
+    Raises:
+        UnknownRun: no such run, or an ambiguous prefix.
+        UnknownStep: nothing of this name was published; says what was.
+
+    Example:
+        >>> import nbflow
+        >>> with nbflow.run("training") as current:
+        ...     nbflow.publish("loss", 0.25)
+        >>> nbflow.published(current, "loss")
+        0.25
+    """
+    place = _store(store)
+    run_id = _run(place, run)
+    values = {
+        entry.record.name: entry.record.value
+        for entry in place.entries(run_id)
+        if isinstance(entry.record, RunPublished)
+    }
+    if name is None:
+        return values
+    if name not in values:
+        raise UnknownStep(
+            f"Run {run_id} has published no {name!r}.",
+            run=run_id,
+            hint=f"It published: {', '.join(values) or 'nothing'}.",
+        )
+    return values[name]
+
+
 def sql(query: str, *, run: Run | str | None = None, store: Store | str | Path | None = None) -> pd.DataFrame:
     """Run SQL over the history and over recorded frames, and return a table.
 
     A recorded frame is a table `step.variable` of the run given (the current
     one by default, else the newest), and `"RUN".step.variable` of any run, so
     one query can join checkpoints across runs. The views `runs`, `steps`,
-    `events` and `outputs` hold the history.
+    `outputs`, `published`, `charges` and `events` hold the history.
 
     Raises:
         UnknownStep: a table names no recorded frame.

@@ -32,7 +32,8 @@ class Recorder:
         self.clock = clock
         self.history = History.of(run_log.history)
         self._lock = threading.RLock()
-        self._doubt = False
+        self._doubts = 0  # appends that failed, so that nobody knows yet what was kept of them
+        self._settled = 0  # … of which so many are cleared up
         self._whole = self.history.seq  # every record up to this one is in the history
         self._early: dict[int, Entry] = {}  # … and these, of threads that were faster than others
         self._listeners: list[Listener] = []
@@ -51,7 +52,8 @@ class Recorder:
         except LeaseError:
             raise
         except BaseException:
-            self._doubt = True
+            with self._lock:
+                self._doubts += 1
             raise
         self._remember(first, records)
         return first
@@ -63,7 +65,8 @@ class Recorder:
         except LeaseError:
             raise
         except BaseException:
-            self._doubt = True
+            with self._lock:
+                self._doubts += 1
             raise
         self._remember(first, records)
         return first
@@ -96,11 +99,12 @@ class Recorder:
 
     def settle(self) -> None:
         """After an append that failed, read from the store what was kept of it; free when nothing failed."""
-        if not self._doubt:
+        if self._doubts == self._settled:
             return
+        doubts = self._doubts  # an append that fails while we read, in another thread, is a doubt of its own
         entries = self.store.entries(self.log.run)
         with self._lock:
-            self._doubt = False
+            self._settled = max(self._settled, doubts)
             for entry in entries[self._whole :]:
                 self._take(entry)
         if self._listeners:
@@ -108,9 +112,15 @@ class Recorder:
 
     def reread(self) -> None:
         """Forget everything kept in memory and read the journal again; for the forced modes of the tests."""
-        self.log.flush()
         with self._lock:
-            self.history = History.of(self.store.entries(self.log.run))
+            # Under the lock: what another thread recorded meanwhile is taken in once, here or by itself.
+            self.log.flush()
+            entries = self.store.entries(self.log.run)
+            for entry in entries[self._whole :]:
+                self._take(entry)
+            self.history = History.of(entries)
+        if self._listeners:
+            self._tell()
 
     # --- messages ---------------------------------------------------------------------------------------------
 
@@ -140,6 +150,12 @@ class Recorder:
         """Have `listener(entry)` called for every entry from now on, after its commit, in order."""
         with self._lock:
             self._listeners.append(listener)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Stop telling the listener; one that was never told is fine."""
+        with self._lock:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
 
     def _tell(self) -> None:
         """Tell the listeners what is new. One thread at a time; what comes meanwhile it tells as well."""

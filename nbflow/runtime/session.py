@@ -12,14 +12,15 @@ import math
 import os
 import platform
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from nbflow.core.clock import Clock, SystemClock
-from nbflow.core.errors import CorruptLeaf, CorruptRecord, NbflowError, RunCancelled, RunFinished
+from nbflow.core.clock import Clock
+from nbflow.core.errors import CorruptLeaf, CorruptRecord, LeaseError, NbflowError, RunCancelled, RunFinished
 from nbflow.core.history import Execution, History
 from nbflow.core.ids import new_run_id
 from nbflow.core.model import (
@@ -33,12 +34,13 @@ from nbflow.core.model import (
     StepForgotten,
 )
 from nbflow.core.states import FINAL_RUN_STATES, CancelReason, RunState
-from nbflow.runtime import modes, trying
+from nbflow.runtime import modes, observers, trying
 from nbflow.runtime.recorder import Recorder
 from nbflow.runtime.scope import Scope, enclosing, entered
 from nbflow.runtime.surroundings import Surroundings
 from nbflow.runtime.trying import OnError, StepResult, StepSpec
 from nbflow.store.protocol import RunLog, Store
+from nbflow.store.system_clock import SystemClock
 from nbflow.values.codec import decode
 from nbflow.values.failures import encode_error
 
@@ -46,6 +48,9 @@ __all__ = ["Session", "StepResult", "StepSpec", "shielded", "this_process"]
 
 #: Kinds of steps that put things right: no cancel and no budget keeps them from running.
 UNDOING = frozenset({"compensation"})
+
+#: Up to this record the mode "evict" reads the journal again after every step, then after some: it is quadratic.
+EVICT_EVERY = 400
 
 #: Seconds between two looks at the inbox by steps that follow each other quickly.
 LOOK_EVERY = 0.05
@@ -74,7 +79,7 @@ class Session:
     ) -> None:
         self.store = store
         self.log = log
-        self.clock: Clock = clock or SystemClock()
+        self.clock: Clock = clock or clock_of(store)
         self.recorder = Recorder(store, log, self.clock)
         #: The session of the run that started this one, in this process.
         self.parent = parent
@@ -82,13 +87,18 @@ class Session:
         self._active = self.root
         self._closed = False
         self._looked = -math.inf
+        #: Held by who takes a signal out of the mailbox until that is recorded: each is consumed once.
+        self.consuming = threading.RLock()
         #: Called before every step but those that undo; one that raises keeps the step from starting.
         self.guards: list[Callable[[StepSpec], None]] = []
+        #: Asked before every step and in every wait; one that raises `RunCancelled` stops this thread or task alone.
+        self.stops: list[Callable[[], None]] = []
         #: Told before a step waits for its next attempt: spec, number of that attempt, seconds, what failed.
         self.on_wait: Callable[[StepSpec, int, float, BaseException | None], None] | None = None
         #: What moves with a call besides its result; the notebook layer sets it.
         self.surroundings: Surroundings | None = None
         self.resumed = any(execution.completed for execution in self.history.executions.values())
+        observers.opened(self)
 
     @property
     def history(self) -> History:
@@ -178,6 +188,7 @@ class Session:
 
     def find(self, step: str, signature: bytes) -> Execution | None:
         """Return the recorded execution that stands for this work, or None when it has to run."""
+        self.recorder.settle()  # what was kept although its acknowledgement was lost is found
         return self.history.completed(step, signature)
 
     def restore(self, execution: Execution) -> dict[str, Any]:
@@ -193,6 +204,13 @@ class Session:
         """Return the ambient state that was recorded with the step; {} when none was."""
         assert execution.completed is not None, "only a completed step has state"
         return self._decode(execution, execution.completed.state)
+
+    def restore_cursor(self, step: str) -> dict[str, Any] | None:
+        """Return the values of the step's newest cursor by name; None when it has none."""
+        cursor = self.history.cursors.get(step)
+        if cursor is None:
+            return None
+        return self._decode(self.history.by_step[step][-1], cursor.checkpoint)
 
     def display(self, execution: Execution) -> bytes:
         """Return what the step showed, as the notebook layer encoded it; b"" when nothing."""
@@ -243,7 +261,7 @@ class Session:
         return self._evicted(execution)
 
     def _evicted(self, execution: Execution) -> Execution:
-        if modes.current() == "evict":
+        if modes.current() == "evict" and (execution.number <= EVICT_EVERY or execution.number % 100 < 2):
             self.recorder.reread()
             return self.history.executions[execution.number]
         return execution
@@ -261,11 +279,17 @@ class Session:
         now = time.monotonic()
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
+            observers.refresh(self)
             self.check()
         elif self.history.cancelling is not None:
             self.check()
-        for guard in self.guards:
-            guard(spec)
+        for stop in self.stops:
+            stop()
+        session: Session | None = self
+        while session is not None:  # what limits a run limits its children
+            for guard in tuple(session.guards):
+                guard(spec)
+            session = session.parent
 
     def check(self) -> None:
         """Take messages in and raise if the run is to stop: the place for long bodies to ask.
@@ -273,10 +297,12 @@ class Session:
         Raises:
             RunCancelled: somebody asked for it, the time is over, or the parent is to stop.
         """
+        self.recorder.settle()
+        self.recorder.take_messages()  # also where nothing may stop us: a compensator may wait for a signal
         if _shielded.get():
             return
-        self.recorder.settle()
-        self.recorder.take_messages()
+        for stop in self.stops:
+            stop()
         reason = self.history.cancelling
         if reason is not None:
             word, _, note = reason.partition(": ")
@@ -346,14 +372,32 @@ class Session:
     ) -> None:
         """Record the run's end and give the lease up. A failed run may be resumed, the other ends are final."""
         info = encode_error(error) if isinstance(error, BaseException) else error
-        self.recorder.append(RunChanged(state=state, reason=reason, error=info))
+        if state == RunState.CANCELLED:
+            from nbflow.runtime.children import cancel_open
+
+            cancel_open(self)  # before the run's own end: after it nobody would come back for them
+        try:
+            self.recorder.append(RunChanged(state=state, reason=reason, error=info))
+        except LeaseError:
+            raise
+        except Exception:
+            # Without the acknowledgement nobody knows. A run that is over cannot be tried again: look.
+            self.recorder.settle()
+            if self.history.state != state:
+                raise
         self.close()
 
     def close(self) -> None:
         """Give the lease up and leave the run as it is, to be carried on later. Closing twice is fine."""
         if not self._closed:
             self._closed = True
+            observers.closed(self)
             self.log.release()
+
+
+def clock_of(store: Store) -> Clock:
+    """Return the clock of a store that has one (those of `nbflow.testing` do), else the machine's."""
+    return getattr(store, "clock", None) or SystemClock()
 
 
 def this_process() -> Owner:

@@ -24,10 +24,13 @@ LOWEST_TESTS ?= tests/values tests/store tests/runtime tests/notebook/test_kerne
 # pyarrow before 24 cannot slice string_view arrays to bytes: they are refused there with CannotStore.
 LOWEST_TESTS += --deselect 'tests/values/test_codec_arrays.py::test_arrow_data_comes_back[view]'
 
+# What a forced mode can break: whatever runs, waits, or resumes.
+MODES_TESTS ?= tests/runtime tests/e2e/test_scripts.py tests/e2e/test_four_processes.py
+
 # The table of classes is that of the newest versions.
 LOWEST_TESTS += --ignore tests/values/test_classes.py
 
-.PHONY: help demo test test-lowest soak check format bench docs coverage clean
+.PHONY: help demo test test-modes test-lowest soak check format bench docs coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -37,6 +40,12 @@ demo: $(VENV)/.demo ## kill a real notebook in the middle, carry on, compare
 
 test: $(VENV)/.test ## the fast suite
 	@$(PYTEST) -m "not soak" $(PYTEST_ARGS)
+
+test-modes: $(VENV)/.test ## the functional suite with nothing kept in memory, with no timers, with one worker
+	@for mode in evict timers one-worker; do \
+	  echo "NBFLOW_FORCE=$$mode"; \
+	  NBFLOW_FORCE=$$mode $(PYTEST) -m "not soak" $(PYTEST_ARGS) $(MODES_TESTS); \
+	done
 
 test-lowest: $(VENV_LOWEST)/.test ## values, store and runtime on the lowest supported versions of everything
 	@$(VENV_LOWEST)/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile -m "not soak" $(PYTEST_ARGS) $(LOWEST_TESTS)

@@ -12,10 +12,18 @@ from pathlib import Path
 # So that `python benchmarks/run.py` works too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import calls, cells, frames, report, startup, store
+from benchmarks import calls, cells, fanout, frames, machine, report, startup, store
 from benchmarks.harness import Bench, Group, measure
 
-GROUPS: tuple[Group, ...] = (*calls.GROUPS, *cells.GROUPS, *frames.GROUPS, *store.GROUPS, *startup.GROUPS)
+GROUPS: tuple[Group, ...] = (
+    *calls.GROUPS,
+    *cells.GROUPS,
+    *frames.GROUPS,
+    *store.GROUPS,
+    *startup.GROUPS,
+    *machine.GROUPS,
+    *fanout.GROUPS,
+)
 
 
 def chosen(only: Sequence[str]) -> list[Group]:

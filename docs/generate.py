@@ -1,4 +1,4 @@
-"""Write the generated parts of the docs: the commands in cli.md and the diagrams in how-it-works.md.
+"""Write the generated parts of the docs: the commands in cli.md, diagrams and journals in how-it-works.md.
 
 `make docs` runs it. `python docs/generate.py --check` writes nothing and exits
 with 1 if a page is out of date, naming it. A generated part stands between
@@ -18,6 +18,8 @@ import typer
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
+
+import journals  # noqa: E402 - it lies beside this file and needs the path
 
 
 def commands() -> str:
@@ -49,7 +51,7 @@ def _option(option: Any) -> str:
 
 def _default(option: Any) -> str:
     default = option.default
-    return "" if option.is_flag or default in (None, [], ()) else f" Default: {default}."
+    return "" if option.is_flag or default in (None, "", [], ()) else f" Default: {default}."
 
 
 def _one_line(text: str | None) -> str:
@@ -93,9 +95,23 @@ def _diagram(start: StrEnum, transitions: Any, final: Any) -> str:
     return "```mermaid\n" + "\n".join(lines) + "\n```\n"
 
 
+def waiting_kinds() -> str:
+    """Return the kinds of steps that wait instead of computing."""
+    from nbflow.core.states import WAITING_KINDS
+
+    return ", ".join(f"`{kind}`" for kind in sorted(WAITING_KINDS)) + "\n"
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "cli.md": {"commands": commands, "exit codes": exit_codes},
-    "how-it-works.md": {"run states": run_states, "step states": step_states},
+    "how-it-works.md": {
+        "run states": run_states,
+        "step states": step_states,
+        "waiting kinds": waiting_kinds,
+        "journal of a machine": journals.of_a_machine,
+        "journal of a signal": journals.of_a_signal,
+        "journal of a rollback": journals.of_a_rollback,
+    },
 }
 
 

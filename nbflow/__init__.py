@@ -9,52 +9,139 @@ __version__ = "0.1.0"
 
 #: Where each public name lives. They are loaded when first used: `import nbflow` stays light.
 _HOMES = {
+    "Again": "nbflow.core.outcomes",
+    "Branch": "nbflow.core.outcomes",
+    "Bulkhead": "nbflow.runtime.bulkhead",
+    "CircuitBreaker": "nbflow.runtime.policies",
+    "Continue": "nbflow.core.outcomes",
     "DurableFunction": "nbflow.runtime.steps",
+    "Failed": "nbflow.runtime.fanout",
+    "Join": "nbflow.core.joins",
+    "Machine": "nbflow.runtime.machines",
+    "Observer": "nbflow.runtime.observers",
+    "RateLimit": "nbflow.runtime.policies",
     "RetryPolicy": "nbflow.core.retry",
     "Run": "nbflow.runtime.runs",
+    "Skipped": "nbflow.runtime.fanout",
+    "Split": "nbflow.core.outcomes",
+    "budget": "nbflow.runtime.budgets",
+    "cancel": "nbflow.runtime.cancelling",
+    "charge": "nbflow.runtime.budgets",
+    "child": "nbflow.runtime.children",
     "current_run": "nbflow.runtime.runs",
     "durable": "nbflow.runtime.steps",
     "errors": "nbflow.core.errors",
+    "fork": "nbflow.runtime.forks",
     "load_ipython_extension": "nbflow.notebook.extension",
+    "map": "nbflow.runtime.fanout",
+    "observe": "nbflow.runtime.observers",
     "output": "nbflow.queries",
+    "publish": "nbflow.runtime.attributes",
+    "published": "nbflow.queries",
+    "retry_step": "nbflow.runtime.forks",
+    "rollback": "nbflow.runtime.runs",
     "run": "nbflow.runtime.runs",
     "runs": "nbflow.queries",
+    "signal": "nbflow.runtime.signals",
+    "sleep": "nbflow.runtime.timers",
+    "sleep_until": "nbflow.runtime.timers",
+    "spent": "nbflow.runtime.budgets",
     "sql": "nbflow.queries",
     "steps": "nbflow.queries",
+    "tag": "nbflow.runtime.attributes",
     "unload_ipython_extension": "nbflow.notebook.extension",
+    "wait_for": "nbflow.runtime.signals",
 }
 
 __all__ = [
+    "Again",
+    "Branch",
+    "Bulkhead",
+    "CircuitBreaker",
+    "Continue",
     "DurableFunction",
+    "Failed",
+    "Join",
+    "Machine",
+    "Observer",
+    "RateLimit",
     "RetryPolicy",
     "Run",
+    "Skipped",
+    "Split",
     "__version__",
+    "budget",
+    "cancel",
+    "charge",
+    "child",
     "current_run",
     "durable",
     "errors",
+    "fork",
     "load_ipython_extension",
+    "map",
+    "observe",
     "output",
+    "publish",
+    "published",
+    "retry_step",
+    "rollback",
     "run",
     "runs",
+    "signal",
+    "sleep",
+    "sleep_until",
+    "spent",
     "sql",
     "steps",
+    "tag",
     "unload_ipython_extension",
+    "wait_for",
 ]
 
 if TYPE_CHECKING:
     from nbflow.core import errors as errors
+    from nbflow.core.joins import Join as Join
+    from nbflow.core.outcomes import Again as Again
+    from nbflow.core.outcomes import Branch as Branch
+    from nbflow.core.outcomes import Continue as Continue
+    from nbflow.core.outcomes import Split as Split
     from nbflow.core.retry import RetryPolicy as RetryPolicy
     from nbflow.notebook.extension import load_ipython_extension as load_ipython_extension
     from nbflow.notebook.extension import unload_ipython_extension as unload_ipython_extension
     from nbflow.queries import output as output
+    from nbflow.queries import published as published
     from nbflow.queries import runs as runs
     from nbflow.queries import sql as sql
     from nbflow.queries import steps as steps
+    from nbflow.runtime.attributes import publish as publish
+    from nbflow.runtime.attributes import tag as tag
+    from nbflow.runtime.budgets import budget as budget
+    from nbflow.runtime.budgets import charge as charge
+    from nbflow.runtime.budgets import spent as spent
+    from nbflow.runtime.bulkhead import Bulkhead as Bulkhead
+    from nbflow.runtime.cancelling import cancel as cancel
+    from nbflow.runtime.children import child as child
+    from nbflow.runtime.fanout import Failed as Failed
+    from nbflow.runtime.fanout import Skipped as Skipped
+    from nbflow.runtime.fanout import map as map
+    from nbflow.runtime.forks import fork as fork
+    from nbflow.runtime.forks import retry_step as retry_step
+    from nbflow.runtime.machines import Machine as Machine
+    from nbflow.runtime.observers import Observer as Observer
+    from nbflow.runtime.observers import observe as observe
+    from nbflow.runtime.policies import CircuitBreaker as CircuitBreaker
+    from nbflow.runtime.policies import RateLimit as RateLimit
     from nbflow.runtime.runs import Run as Run
     from nbflow.runtime.runs import current_run as current_run
+    from nbflow.runtime.runs import rollback as rollback
     from nbflow.runtime.runs import run as run
+    from nbflow.runtime.signals import signal as signal
+    from nbflow.runtime.signals import wait_for as wait_for
     from nbflow.runtime.steps import DurableFunction as DurableFunction
     from nbflow.runtime.steps import durable as durable
+    from nbflow.runtime.timers import sleep as sleep
+    from nbflow.runtime.timers import sleep_until as sleep_until
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ from rich.text import Text
 
 from nbflow.core.errors import NbflowError, UsageError
 from nbflow.core.history import History
-from nbflow.core.model import RunAttached, StepCompleted, StepStarted
+from nbflow.core.model import Entry, RunAttached, RunOpened, StepCompleted, StepStarted
 
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
@@ -51,7 +51,8 @@ class CellReport:
     """One code cell through both runs. Times are seconds; None where it was not reached.
 
     `span_then` is from when to when it ran first, in UTC seconds. A plain cell
-    always runs, and `calls_restored` counts the durable calls in it that did not.
+    always runs; `calls_restored` counts the durable calls in it that did not, and
+    `states_restored` the states of machines.
     """
 
     number: int
@@ -65,6 +66,7 @@ class CellReport:
     fate: Fate | None = None
     span_then: tuple[float, float] | None = None
     calls_restored: int = 0
+    states_restored: int = 0
 
 
 @dataclass
@@ -291,8 +293,10 @@ def _judge(place: Path, cells: list[CellReport]) -> str:
 
     store = open_store(place)
     try:
-        (run,) = store.runs()
+        everything = store.runs()
+        (run,) = (info for info in everything if info.parent is None)
         entries = store.entries(run.run)
+        machines = [store.entries(info.run) for info in everything if info.parent == run.run]
     finally:
         store.close()
     attached = [entry.seq for entry in entries if isinstance(entry.record, RunAttached)]
@@ -327,7 +331,31 @@ def _judge(place: Path, cells: list[CellReport]) -> str:
             cell.fate = "restored"
         else:
             raise NbflowError(f"Run {run.run} knows nothing of cell {cell.name}.", run=run.run, step=step)
+    resumed = next(entry.at for entry in entries if entry.seq == attached[1])
+    for machine in machines:
+        _count_states(machine, cells, resumed)
     return run.run
+
+
+def _count_states(machine: list[Entry], cells: list[CellReport], resumed: float) -> None:
+    """Count the states of a machine that were recorded before the kill and not entered again, for its cell."""
+    opened = machine[0]
+    before, again = set(), set()
+    for entry in machine:
+        if isinstance(entry.record, StepCompleted) and entry.at < resumed:
+            before.add(entry.record.step)
+        elif isinstance(entry.record, StepStarted) and entry.at >= resumed:
+            again.add(entry.record.step)
+    states = {
+        entry.record.step
+        for entry in machine
+        if isinstance(entry.record, StepStarted) and entry.record.step_kind == "state"
+    }
+    step = opened.record.parent_step if isinstance(opened.record, RunOpened) else None
+    for cell in cells:
+        begin, end = cell.span_then or (0.0, 0.0)
+        if begin <= opened.at <= end or (step or "").startswith(f"{cell.name}/"):
+            cell.states_restored += len(states & before - again)
 
 
 def _save(document: Any, source: Path, out: Path) -> list[Path]:
@@ -360,6 +388,7 @@ def _result(run: str, cells: list[CellReport], files: list[Path], folder: Path |
                 "killed": cell.killed,
                 "fate": cell.fate,
                 "calls_restored": cell.calls_restored if cell.fate != "restored" else 0,
+                "states_restored": cell.states_restored if cell.fate != "restored" else 0,
                 "seconds_then": cell.then,
                 "seconds_now": cell.now,
             }
@@ -386,8 +415,12 @@ def _print(console: Console, result: dict[str, Any]) -> None:
     table.add_column("seconds now", f"{result['seconds_now']:.2f}", justify="right")
     for cell in result["cells"]:
         then = "killed" if cell["killed"] else _seconds(cell["seconds_then"])
-        calls = cell["calls_restored"]
-        fate = f"ran, {calls} call{'' if calls == 1 else 's'} restored" if calls else cell["fate"]
+        parts = [
+            f"{count} {what}{'' if count == 1 else 's'}"
+            for what in ("call", "state")
+            if (count := cell[f"{what}s_restored"])
+        ]
+        fate = f"ran, {' and '.join(parts)} restored" if parts else cell["fate"]
         style = {"restored": "green", "ran": "cyan"}.get(cell["fate"], "dim")
         table.add_row(
             str(cell["cell"]),

@@ -87,6 +87,27 @@ def test_nothing_is_left_behind_unless_asked(result: dict[str, Any]) -> None:
     assert result["folder"] is None
 
 
+def test_states_of_a_machine_that_was_killed_are_counted(tmp_path: Path) -> None:
+    """A cell that runs a machine tells how many of its states were not entered again."""
+    cells = {
+        "setup": "%load_ext nbflow\nimport nbflow, time",
+        "machine": (
+            "m = nbflow.Machine('m', ['one', 'two', 'slow', 'end'], initial='one', final={'end'})\n"
+            "@m.state('one')\ndef one(ctx):\n    return 'two'\n"
+            "@m.state('two')\ndef two(ctx):\n    return 'slow'\n"
+            "@m.state('slow')\ndef slow(ctx):\n    time.sleep(3)\n    return 'end'"
+        ),
+        "walk": "%%durable walk\nend = m.run()",
+    }
+    document = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source, id=name) for name, source in cells.items()]
+    )
+    nbformat.write(document, tmp_path / "machine.ipynb")
+    told = run_demo(tmp_path / "machine.ipynb", kill_at="walk", out=tmp_path / "out", kill_after=1.5)
+    walk = next(cell for cell in told["cells"] if cell["name"] == "walk")
+    assert (walk["killed"], walk["fate"], walk["states_restored"]) == (True, "ran", 2)
+
+
 def test_a_cell_that_fails_by_itself_is_named(tmp_path: Path) -> None:
     """The demo does not take the notebook's own trouble for its kill."""
     with pytest.raises(NbflowError, match=r"Cell 2 \(first\) failed with ZeroDivisionError"):

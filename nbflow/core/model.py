@@ -161,8 +161,7 @@ class StepStarted(Record, tag="step.started"):
 
     `step` is the key, `name` what people call it, `step_kind` one of the kinds
     in the glossary, `parent` the key of the enclosing step, `detail` what the
-    layer above wants to find again (a cell's source, a function's arguments).
-    `entered` is a state's label when the kind is `state`.
+    layer above wants to find again (a cell's source, when a wait is over).
     """
 
     step: str

@@ -23,6 +23,11 @@ def current() -> Session | None:
     return _open[0] if len(_open) == 1 else None
 
 
+def expected() -> bool:
+    """Tell whether durable things belong to a run here: this context has entered one, or the notebook has its own."""
+    return _in_context.get() is not None or _opener is not None
+
+
 def required() -> Session:
     """Return the current session; attach the notebook's run if nothing is attached yet.
 

@@ -27,7 +27,7 @@ def call(body: Callable[[], Result], timeout: float | None, step: str) -> Result
         StepTimeout: the time is over. Code that does not return to the
             interpreter (a long call into C) is stopped only when it does.
     """
-    if timeout is None:
+    if timeout is None or timeout >= threading.TIMEOUT_MAX:  # centuries: no timer can be set to that
         return body()
     if _timer_is_free():
         return _call_with_signal(body, timeout, step)

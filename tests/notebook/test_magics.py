@@ -81,7 +81,7 @@ def test_the_manual_names_every_option_and_subcommand(terminal: Terminal) -> Non
         ("%%durable one --retry 3\nx = len('a')", "--retry 3"),
         ("%%durable one --retries many\nx = len('a')", "many"),
         ("%%durable one two\nx = len('a')", "two"),
-        ("%%durable one --timeout soon\nx = len('a')", "not a duration"),
+        ("%%durable one --timeout soon\nx = len('a')", "cannot be 'soon'"),
         ("%%durable one --timeout 0\nx = len('a')", "no time to run"),
         ("%%durable one --retries -1\nx = len('a')", "from 0 up"),
         ("%%durable one --in 3x\nx = len('a')", "'3x' is none"),

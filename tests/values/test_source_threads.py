@@ -8,7 +8,7 @@ import time
 import pytest
 
 import nbflow.store.journal
-from nbflow.values.source_digest import syntax_tree
+from nbflow.core.syntax import syntax_tree
 
 
 @pytest.fixture

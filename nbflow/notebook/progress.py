@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbflow.notebook import messages
-from nbflow.runtime import fanout_progress
+from nbflow.notebook.machine_line import MachineLine
+from nbflow.runtime import fanout_progress, machine_progress
 from nbflow.runtime.fanout_progress import Counts, Display
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Progress:
         self._session = session
         session.on_wait = self._wait
         fanout_progress.show_with(self._fan_out)
+        machine_progress.show_with(self._machine)
 
     def stop(self) -> None:
         """Listen no more."""
@@ -60,6 +62,7 @@ class Progress:
             self._session.on_wait = None
             self._session = None
             fanout_progress.show_with(None)
+            machine_progress.show_with(None)
 
     def clear(self) -> None:
         """The cell is over: put every line into the past."""
@@ -91,6 +94,10 @@ class Progress:
     def _fan_out(self, _counts: Counts) -> Display | None:
         """A fan-out takes its time: say what shows how far it is. A terminal has its bar."""
         return None if sys.stderr.isatty() else _FanLine(self)
+
+    def _machine(self, name: str) -> MachineLine:
+        """A machine begins to run."""
+        return MachineLine(name, lambda text, display_id, update: self._show(text, display_id, update=update))
 
     def _show(self, text: str, display_id: str, *, update: bool) -> None:
         messages.say(self._shell, text, display_id=display_id, update=update)

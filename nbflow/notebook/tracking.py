@@ -375,7 +375,7 @@ def _is_opaque(value: Any) -> bool:
 def _is_own(value: Any) -> bool:
     """Tell whether the value is a part of nbflow or the IPython shell itself.
 
-    Durable functions are the user's.
+    Durable functions and machines are the user's.
 
     The shell (`ip = get_ipython()` is common) holds every variable there is and
     so shares objects with each; it is neither recorded nor looked into.
@@ -388,6 +388,6 @@ def _is_own(value: Any) -> bool:
         for base in kind.__mro__
     ):
         return True
-    return kind.__module__.partition(".")[0] == "nbflow" and "__wrapped__" not in getattr(
-        value, "__dict__", {}
-    )
+    if kind.__module__.partition(".")[0] != "nbflow":
+        return False
+    return "__wrapped__" not in getattr(value, "__dict__", {}) and not hasattr(kind, "_run_as_child")

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 
-from nbflow.core.errors import NoActiveRun
+from nbflow.core.errors import NoActiveRun, UsageError
+from nbflow.runtime.observers import telling
 from nbflow.runtime.session import Session
 
 _lock = threading.Lock()
@@ -18,9 +19,19 @@ _in_context: ContextVar[Session | None] = ContextVar("nbflow_session", default=N
 def current() -> Session | None:
     """Return the session of this context, else the only open one of the process, else None."""
     session = _in_context.get()
-    if session is not None:
-        return session
-    return _open[0] if len(_open) == 1 else None
+    return session if session is not None else _only()
+
+
+def _only() -> Session | None:
+    """Return the session of code that has entered none: the only one, or in a notebook the notebook's own.
+
+    A cell enters none, and neither do its threads and tasks, while machines that
+    it runs side by side are open as children.
+    """
+    sessions = tuple(_open)
+    if len(sessions) > 1 and _opener is not None:
+        sessions = tuple(session for session in sessions if session.parent is None)
+    return sessions[0] if len(sessions) == 1 else None
 
 
 def expected() -> bool:
@@ -33,12 +44,19 @@ def required() -> Session:
 
     Raises:
         NoActiveRun: nothing says which run this belongs to.
+        UsageError: called by an observer, which would be told of what it records, without end.
     """
+    if telling.get():
+        raise UsageError(
+            "An observer tried to record something in the run that it observes; nothing was recorded.",
+            hint="Put the event into a queue there and act on it elsewhere. `nbflow.cancel(event.run)` may be called.",
+        )
     session = _in_context.get()
     if session is not None:
         return session
-    if len(_open) == 1:
-        return _open[0]
+    session = _only()
+    if session is not None:
+        return session
     if _open:
         raise NoActiveRun(
             f"{len(_open)} runs are open in this process and this thread belongs to none of them.",

@@ -47,6 +47,7 @@ from nbflow.runtime.scope import Scope
 from nbflow.runtime.session import Session, StepResult, StepSpec
 from nbflow.runtime.steps import RESULT, DurableFunction
 from nbflow.runtime.surroundings import around, replayed
+from nbflow.runtime.tasks import code_of
 from nbflow.runtime.verbs import verb
 from nbflow.store.protocol import Store
 from nbflow.values.fingerprint import fingerprint
@@ -57,14 +58,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("nbflow")
 
 
+#: Key in the detail of a child's step: what its code was.
+CODE = "code"
+
+
 @dataclass(frozen=True)
 class Workflow:
-    """What a child runs: a machine, a notebook's path or a function, under the name that its runs have."""
+    """What a child runs: a machine, a notebook's path or a function, under the name that its runs have.
+
+    `code` stands for the work: the machine's version where it declares one, else
+    what its definition, the function or the notebook's cells say.
+    """
 
     target: Any
     name: str
     kind: Literal["machine", "notebook", "script"]
     version: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,12 +105,11 @@ def workflow_of(target: Any, name: str | None, store: Store) -> Workflow:
         raise UsageError(f"A child's name is a text that is not empty, not {given!r}.")
     if isinstance(target, (str, Path)):
         path, own = notebook_child.locate(target, store)
-        return Workflow(path, name or own, "notebook")
+        return Workflow(path, name or own, "notebook", code=notebook_child.code_of(path))
     if hasattr(target, "_run_as_child"):
         target.validate()  # what cannot run should not have a run either
-        return Workflow(
-            target, name or str(target.name), "machine", str(getattr(target, "version", "") or "")
-        )
+        version = str(getattr(target, "version", "") or "")
+        return Workflow(target, name or str(target.name), "machine", version, version or target.code())
     if not callable(target) or isinstance(target, type):
         raise UsageError(
             f"A child is a machine, the path of a notebook or a function, not {target!r}.",
@@ -109,7 +118,7 @@ def workflow_of(target: Any, name: str | None, store: Store) -> Workflow:
         own = target.step_name
     else:
         own = str(getattr(target, "__qualname__", "") or type(target).__qualname__).replace("<locals>.", "")
-    return Workflow(target, name or own, "script")
+    return Workflow(target, name or own, "script", code=code_of(target))
 
 
 async def _child(
@@ -122,7 +131,7 @@ async def _child(
     if workflow.kind == "machine" and hasattr(target, "note_run"):
         target.note_run(session.store, place.run)
     execution = session.find(place.spec.step, place.spec.signature)
-    if execution is not None:
+    if execution is not None and execution.started.detail.get(CODE, "") == workflow.code:
         return replayed(session, execution)[RESULT]
     value: list[Any] = []
 
@@ -156,20 +165,25 @@ def _place(session: Session, workflow: Workflow, params: dict[str, Any]) -> _Pla
         signature=signature,
         parent=outer.step or None,
         version=workflow.version,
-        detail={"run": _child_id(session, step)},
+        detail={"run": _child_id(session, step, workflow.code), CODE: workflow.code},
     )
     return _Place(spec, outer, call, number, bool(session.history.by_step.get(step)))
 
 
-def _child_id(session: Session, step: str) -> str:
-    """Return the id of the step's child: the one that was begun, a new one after a finished one was forgotten."""
+def _child_id(session: Session, step: str, code: str) -> str:
+    """Return the id of the step's child: the one that was begun, or a new one.
+
+    A new one after a finished one was forgotten, or when its code is another by
+    now. An unfinished one is carried on whatever its code: mending it is why it is resumed.
+    """
     session.recorder.settle()
     earlier = session.history.by_step.get(step)
     if not earlier:
         return child_run_id(session.run, step)
     last = earlier[-1]
     run = str(last.started.detail["run"])
-    if last.forgotten and _state(session.store, run) in FINAL_RUN_STATES:
+    other = last.completed is not None and last.started.detail.get(CODE, "") != code
+    if (last.forgotten or other) and _state(session.store, run) in FINAL_RUN_STATES:
         return child_run_id(session.run, f"{step}~{len(earlier)}")
     return run
 

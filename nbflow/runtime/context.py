@@ -46,8 +46,7 @@ class Data(MutableMapping[str, Any]):
         #: Where to find what this line did not set itself: the execution, and the branch that it gave the value to.
         self._inherited: dict[str, tuple[Execution, str | None]] = {}
         if outer is not None:
-            self._inherited.update(outer._inherited)
-            self._inherited.update((name, (source, None)) for name, source in outer._sources.items())
+            self._inherited.update(outer.recorded_at())
         if split is not None and _gave_data(split):
             presets = self._restored(split)[lines.BRANCHES].get(branch, {})
             self._inherited.update(dict.fromkeys(presets, (split, branch)))
@@ -85,7 +84,8 @@ class Data(MutableMapping[str, Any]):
         return self._loaded[execution.number]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
+        text: object = name  # callers are not all type-checked
+        if not isinstance(text, str) or not text.isidentifier() or text in RESERVED:
             raise UsageError(
                 f"{name!r} cannot be the name of a machine's data.",
                 hint=f"Use a Python name other than {' and '.join(sorted(RESERVED))}.",
@@ -116,6 +116,10 @@ class Data(MutableMapping[str, Any]):
     def own(self) -> dict[str, Any]:
         """Return the values that this line recorded itself, by name."""
         return {name: self[name] for name in self._sources if name not in self._deleted}
+
+    def recorded_at(self) -> dict[str, tuple[Execution, str | None]]:
+        """Return where each name's value is recorded: in which execution, and for which branch alone if for one."""
+        return {**self._inherited, **{name: (source, None) for name, source in self._sources.items()}}
 
     def param(self, name: str, value: Any) -> Any:
         """Return a parameter of the run: a copy, which becomes data of this line when it is changed in place."""

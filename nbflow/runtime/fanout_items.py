@@ -98,6 +98,7 @@ class Settings:
     arguments: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
+    hint: str = 'What is done is recorded: run it again to try the rest, or use on_error="continue".'
 
 
 class Fan:
@@ -314,7 +315,7 @@ class Fan:
             run=self.session.run,
             step=self._parent,
             failures=dict(failed),
-            hint='What is done is recorded: run it again to try the rest, or use on_error="continue".',
+            hint=self.settings.hint,
         )
         if len(failed) == 1:
             problem.__cause__ = failed[0][1]

@@ -27,7 +27,7 @@ from nbflow.runtime import active
 from nbflow.runtime.budgets import CHARGED
 from nbflow.runtime.cancelling import addressed
 from nbflow.runtime.runs import Run
-from nbflow.runtime.session import this_process
+from nbflow.runtime.session import clock_of, this_process
 from nbflow.store.protocol import RunLog, Store
 from nbflow.values.leaf import Leaf
 
@@ -80,6 +80,7 @@ def fork(run: Run | str, step: str, *, store: Store | str | Path | None = None) 
             tags=dict(history.tags),
             workflow_kind=opened.workflow_kind,
             forked=source,
+            deadline=_deadline(place, opened, entries[0].at),
         )
     )
     try:
@@ -96,6 +97,13 @@ def fork(run: Run | str, step: str, *, store: Store | str | Path | None = None) 
             place.delete(target)
         raise
     return target
+
+
+def _deadline(store: Store, opened: RunOpened, begun_at: float) -> float | None:
+    """Return when the fork is to be over: it may take as long as the run that it shares with, from now on."""
+    if opened.deadline is None:
+        return None
+    return clock_of(store).now() + max(0.0, opened.deadline - begun_at)
 
 
 def _shared(

@@ -423,7 +423,9 @@ class Runner:
     def _left_behind(self, execution: Execution) -> tuple[Line, Data]:
         """Return the line of a state and its data as that state had left them."""
         history = self.session.history
-        until = [e for e in list(history.executions.values()) if e.number <= execution.number]
+        # By their ends: the join around a branch began before the branch and was completed after it.
+        done = [e for e in list(history.executions.values()) if e.completed is not None]
+        until = [e for e in done if e.ended_seq <= execution.ended_seq]
         found: dict[str, Line] = {}
         for earlier in until:
             if earlier.started.step_kind == lines.STATE:

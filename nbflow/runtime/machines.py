@@ -11,11 +11,13 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from nbflow.core.clock import Clock
 from nbflow.core.diagram import mermaid
 from nbflow.core.errors import (
     RunFinished,
+    UnknownState,
     UsageError,
     VersionMismatch,
 )
@@ -24,15 +26,18 @@ from nbflow.core.line import read_lines
 from nbflow.core.machine import Definition
 from nbflow.core.model import RunInfo
 from nbflow.core.retry import RetryPolicy, seconds
+from nbflow.core.signature import digest, short
 from nbflow.core.state_spec import Kind, StateSpec
 from nbflow.core.states import FINAL_RUN_STATES, RunState
 from nbflow.core.timers import instant
-from nbflow.runtime import active, observers
+from nbflow.runtime import active, machine_progress, observers
+from nbflow.runtime.attributes import tag_texts
 from nbflow.runtime.context import RESERVED
 from nbflow.runtime.faces import Blocking, Face, Looping, drive
 from nbflow.runtime.machine_runner import Runner
 from nbflow.runtime.policies import policies_of
 from nbflow.runtime.runs import conducted, plain_params
+from nbflow.runtime.scope import Scope, enclosing
 from nbflow.runtime.session import Session, clock_of
 from nbflow.runtime.tasks import Handler, Task
 from nbflow.runtime.workers import limit_of
@@ -110,11 +115,17 @@ class Machine:
         self._definition: Definition | None = None
         #: The run that this object was last asked for in this process, and its store.
         self._latest: tuple[Store, str] | None = None
+        #: … and in which step: items of a map may run one machine side by side.
+        self._latest_in: WeakKeyDictionary[Scope, tuple[Store, str]] = WeakKeyDictionary()
         self._blank = Definition(name, states, initial, final, self.version)
 
     def __getstate__(self) -> dict[str, Any]:
         # What is derived, and where it ran, is no part of what it is.
-        return {**vars(self), "_definition": None, "_latest": None}
+        derived = ("_definition", "_latest", "_latest_in")
+        return {name: value for name, value in vars(self).items() if name not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _definition=None, _latest=None, _latest_in=WeakKeyDictionary())
 
     # --- defining ---------------------------------------------------------------------------------------------
 
@@ -274,6 +285,12 @@ class Machine:
         version = f", version {self.version}" if self.version else ""
         return f"<machine {self.name}{version}: {', '.join(self.definition.labels)}>"
 
+    def code(self) -> str:
+        """Return a digest of the code of all tasks, as text: another one is another machine, version aside."""
+        definition = self.definition
+        ends = (str(definition.initial), *sorted(definition.final))
+        return short(digest(self.name, *ends, *sorted(task.code() for task in self._tasks)))
+
     # --- running ----------------------------------------------------------------------------------------------
 
     def run(
@@ -364,7 +381,8 @@ class Machine:
         """Return the data of a run by name, finished or not.
 
         It is the run given, else the one that this object ran, resumed or replayed
-        last in this process, else the newest of this machine.
+        last in the step that asks (an item of a map, say), else in this process,
+        else the newest of this machine.
         """
         from nbflow.values.codec import decode
 
@@ -391,8 +409,11 @@ class Machine:
     def _newest(self, store: Store) -> str | None:
         from nbflow.store.protocol import RunQuery
 
-        if self._latest is not None and self._latest[0] is store:
-            return self._latest[1]
+        scope = enclosing()
+        here = self._latest_in.get(scope) if scope is not None else None
+        for latest in (here, self._latest):
+            if latest is not None and latest[0] is store:
+                return latest[1]
         # Not by id: those of children sort with their parent's.
         found = store.runs(RunQuery(workflow=self.name, limit=None))
         return max(found, key=lambda info: (info.created_at, info.run)).run if found else None
@@ -400,6 +421,9 @@ class Machine:
     def note_run(self, store: Store, run: str) -> None:
         """Note which run `results` is to speak of; for whoever starts, resumes or replays one."""
         self._latest = (store, run)
+        scope = enclosing()
+        if scope is not None:
+            self._latest_in[scope] = (store, run)
 
     def _as_child(self, tags: dict[str, str] | None, params: dict[str, Any]) -> Any:
         """Run as a child of the run around it. Not by `nbflow.child`: a parameter may be called `name`, too."""
@@ -441,7 +465,7 @@ class Machine:
             kind="machine",
             params=params,
             version=self.version,
-            tags=tags,
+            tags=tag_texts(tags or {}),
             new=True,
             opened=self.opened(clock_of(store)),
         )
@@ -514,14 +538,31 @@ class Machine:
         runner = self._runner(session, face)
         try:
             runner.check()
+        except UnknownState as error:
+            told = self._not_here(error, session.run)
+            session.finish(RunState.FAILED, error=told)  # taken over it counts as running, and nobody runs it
+            session.close()
+            raise told from None
         except BaseException:
             session.close()  # the run stays as it is
             raise
         with conducted(session, find=runner.undo_of):
             return await runner.run()
 
+    def _not_here(self, error: UnknownState, run: str) -> UnknownState:
+        """Return what to say of a run that is in a state which this machine does not have."""
+        return UnknownState(
+            f"Run {run} is in state {error.state!r}, which machine {self.name!r} does not have. "
+            f"{error.hint or ''}".rstrip(),
+            hint="Define that state again, or raise the version and register a @machine.migration that says "
+            "where to go on; run(new=True) starts anew.",
+            machine=self.name,
+            state=error.state,
+            run=run,
+        )
+
     def _runner(self, session: Session, face: Face) -> Runner:
-        for observer in self.observers:
+        for observer in (*self.observers, *machine_progress.watchers(self.name)):
             observers.attach(session, observer)
         return Runner(self, self.definition, session, face)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbflow.core.errors import LeaseHeld, UsageError
+from nbflow.core.signature import digest, short
 from nbflow.runtime.waiting import wait_until, wait_until_async
 from nbflow.store.place import CHILDREN
 from nbflow.store.protocol import Store
@@ -40,6 +41,14 @@ GRACE = 5.0
 
 #: Seconds to wait for the kernel of an earlier, killed parent: it notices within a second or two.
 ORPHAN = 15.0
+
+
+def code_of(path: Path) -> str:
+    """Return a digest of a notebook's code cells, as text."""
+    import nbformat
+
+    cells = nbformat.read(path, as_version=4).cells
+    return short(digest(*(cell.source for cell in cells if cell.cell_type == "code")))
 
 
 def locate(target: str | Path, store: Store) -> tuple[Path, str]:

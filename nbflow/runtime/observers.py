@@ -13,6 +13,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -147,15 +148,22 @@ class _Feed:
         told = self.told
         if all(observer.skips is not None and observer.skips(entry) for observer in told):
             return
-        for event in events_of(entry, self.recorder.history, self.wanted):
-            for observer in told:
-                observer.tell(event)
+        token = telling.set(True)
+        try:
+            for event in events_of(entry, self.recorder.history, self.wanted):
+                for observer in told:
+                    observer.tell(event)
+        finally:
+            telling.reset(token)
 
     def tell(self, *told: _Told) -> None:
         """Tell these from now on, and no others."""
         self.wanted = frozenset().union(*(observer.wanted for observer in told))
         self.told = told
 
+
+#: Whether this context is a callback of an observer: what it recorded would be told to it, without end.
+telling: ContextVar[bool] = ContextVar("nbflow_telling", default=False)
 
 _lock = threading.RLock()
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -323,6 +331,15 @@ def _beginning(entries: Iterable[Entry]) -> list[Entry]:
 
 
 # --- what an observer is ------------------------------------------------------------------------------------------
+
+
+def check(observer: object) -> None:
+    """Check that something can observe.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    _callbacks(observer)
 
 
 def _callbacks(observer: object) -> dict[str, Callable[[Event], None]]:

@@ -153,7 +153,7 @@ class CircuitBreaker(_Kept[breaker.Circuit]):
         left = answer.retry_after
         raise CircuitOpen(
             f"The circuit breaker {self.name!r} is open"
-            + (f" for another {left:.3g} s." if left else " until its probes have reported."),
+            + (f" for another {_spoken(left)}." if left else " until its probes have reported."),
             name=self.name,
             retry_after=left,
             hint="What it protects failed repeatedly; look there, or retry later (retries=…).",
@@ -288,7 +288,7 @@ class RateLimit(_Kept[rate_limit.Buckets]):
         if refusal is not None:
             raise RateLimited(
                 f"The rate limit {self.name!r} allows {refusal.tier}; the next call may be made in "
-                f"{refusal.retry_after:.3g} s.",
+                f"{_spoken(refusal.retry_after)}.",
                 name=self.name,
                 tier=refusal.tier,
                 retry_after=refusal.retry_after,
@@ -351,6 +351,11 @@ async def _sleep_async(session: Session | None, wait: float) -> None:
     clock = session.clock
     end = clock.monotonic() + wait
     await waiting.wait_until_async(session, lambda: clock.now() + end - clock.monotonic())
+
+
+def _spoken(wait: float) -> str:
+    """Return a wait for a message: 1800 s, and not 1.8e+03 s."""
+    return f"{wait:.0f} s" if wait >= 100 else f"{wait:.3g} s"
 
 
 def _named(what: str, name: object) -> str:

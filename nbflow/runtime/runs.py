@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ def run(
     /,
     *,
     store: Store | str | Path | None = None,
-    version: str = "",
+    version: int | str | None = "",
     tags: dict[str, str] | None = None,
     new: bool = False,
     resume: str | None = None,
@@ -112,13 +113,16 @@ def run(
         raise UsageError(f"A run's name is a text that is not empty, not {name!r}.")
     if new and resume:
         raise UsageError("`new` and `resume` contradict each other.")
+    number: object = version
+    if number is not None and (isinstance(number, bool) or not isinstance(number, (int, str))):
+        raise UsageError(f"The version of run {name} is a text or a number, not {version!r}.")
     place = store if store is not None and not isinstance(store, (str, Path)) else _store(store)
     session = Session.open(
         place,
         name,
         kind="script",
         params=plain_params(params),
-        version=version,
+        version="" if version is None else str(version),
         tags=tag_texts(tags or {}),
         new=new,
         run=resume,
@@ -216,6 +220,8 @@ def _store(place: str | Path | None) -> Store:
 
 def plain_params(params: dict[str, Any]) -> dict[str, Any]:
     """Bring parameters into the form that a record holds, so that a resume compares like with like."""
+    for name, value in params.items():
+        _check_plain(value, name)
     try:
         plain = dict(msgspec.json.decode(msgspec.json.encode(params)))
         msgspec.msgpack.encode(plain)  # integers beyond 64 bits
@@ -225,3 +231,23 @@ def plain_params(params: dict[str, Any]) -> dict[str, Any]:
             hint="Pass a name or a path, and load the object in a durable step.",
         ) from error
     return plain
+
+
+def _check_plain(value: Any, path: str) -> None:
+    """Refuse what JSON would silently turn into something else."""
+    what = ""
+    if isinstance(value, float) and not math.isfinite(value):
+        what = f"{value!r}, which JSON does not have"
+    elif isinstance(value, (set, frozenset)):
+        what = "a set, which has no order; give a sorted list"
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            if not isinstance(key, str):
+                what = f"a dict with the key {key!r}; JSON has texts only"
+                break
+            _check_plain(part, f"{path}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for place, part in enumerate(value):
+            _check_plain(part, f"{path}[{place}]")
+    if what:
+        raise UsageError(f"The parameter {path} is {what}.")

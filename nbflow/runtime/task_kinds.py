@@ -219,7 +219,12 @@ async def _batch(visit: Visit, ctx: Context) -> Any:
     is_async = asyncio.iscoroutinefunction(process)
     name = getattr(process, "__name__", "process")
     # Not the code's digest: as with all else of a machine, its version says when work is other work.
-    settings = Settings(name, digest("batch", visit.key), retry=_item_retry(options.get("item_retries", 0)))
+    settings = Settings(
+        name,
+        digest("batch", visit.key),
+        retry=_item_retry(options.get("item_retries", 0)),
+        hint="What is done is recorded: resume the run to try the rest; item_retries= tries each again by itself.",
+    )
     scope, limit = Scope(visit.key), options.get("max_parallel")
 
     async def one(item: Any) -> Any:

@@ -11,8 +11,10 @@ from typing import Any
 from nbflow.core.errors import UsageError
 from nbflow.core.machine import Definition
 from nbflow.core.outcomes import plain_label
+from nbflow.core.signature import digest, short
 from nbflow.core.state_spec import StateSpec
 from nbflow.core.targets import infer
+from nbflow.values.code_digest import function_identity
 
 Handler = Callable[..., Any]
 
@@ -64,6 +66,13 @@ class Task:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_spec": None}  # what is derived is no part of what it is
 
+    def code(self) -> str:
+        """Return a digest of the code of its functions, as text; the data that they read does not count."""
+        undo = self._facts.get("compensate")
+        functions = [self.handler, undo, *(self._parts[name] for name in sorted(self._parts))]
+        codes = (code_of(function) for function in functions if function is not None)
+        return short(digest(self.label, str(self._facts["kind"]), *codes))
+
     @property
     def changed(self) -> bool:
         """Whether something was defined since the last `spec`."""
@@ -94,6 +103,15 @@ class Task:
                 **self._facts,
             )
         return self._spec
+
+
+def code_of(function: Any) -> str:
+    """Return a digest of a function's code and of the notebook helpers it calls, as text; "" where it has none."""
+    plain = inspect.unwrap(function) if callable(function) else function
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    plain = getattr(plain, "__func__", plain)
+    return short(function_identity(plain)[0]) if inspect.isfunction(plain) else ""
 
 
 def _place(function: Handler | None) -> str:

@@ -59,7 +59,8 @@ def from_database(
     _where(query, wheres, values)
     limit = "" if query.limit is None else f" LIMIT {int(query.limit) + int(query.offset)}"
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM nbflow.run_now WHERE {' AND '.join(wheres)} ORDER BY run DESC{limit}", values
+        f"SELECT {_COLUMNS} FROM nbflow.run_now WHERE {' AND '.join(wheres)} ORDER BY created DESC, run DESC{limit}",
+        values,
     ).fetchall()
     return [_info(row) for row in rows]
 

@@ -300,7 +300,9 @@ class LocalStore:
         if not query.states or not listing.FOLDER_STATES.issuperset(query.states):
             names = frozenset(info.run for info in live)
             found += self._from_database(lambda c: listing.from_database(c, query, without=names)) or []
-            found.sort(key=lambda info: info.run, reverse=True)
+        found.sort(
+            key=lambda info: (info.created_at, info.run), reverse=True
+        )  # children have their parents' ids
         end = None if query.limit is None else query.offset + query.limit
         return found[query.offset : end]
 

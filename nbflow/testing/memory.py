@@ -194,7 +194,8 @@ class MemoryStore:
             memory.inbox.append(message)
 
     def runs(self, query: RunQuery = RunQuery()) -> list[RunInfo]:
-        infos = [self._info(run) for run in sorted(self.memory, reverse=True)]
+        infos = [self._info(run) for run in self.memory]
+        infos.sort(key=lambda info: (info.created_at, info.run), reverse=True)
         found = [info for info in infos if _matches(info, query)]
         end = None if query.limit is None else query.offset + query.limit
         return found[query.offset : end]

@@ -11,10 +11,10 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nbflow.store.system_clock import SystemClock
 
 from nbflow.core.errors import UsageError
 from nbflow.core.timers import Timer, instant
+from nbflow.store.system_clock import SystemClock
 
 HOUR = 3600.0
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -36,6 +37,20 @@ from tests.runtime.machine_kit import Power
 BACKGROUND = ("nbflow-ingest", "nbflow-journal-", "nbflow-read")
 #: Names of branches that always fail; their joins can do without them.
 BAD = "bad"
+
+
+#: The two ways to run a machine.
+FACES = ["sync", "async"]
+
+
+def go(machine: Machine, store: Any, face: str, **params: Any) -> Any:
+    """Run the machine, or resume its only run, through one of its faces."""
+    runs = [info for info in store.runs() if info.workflow == machine.name]
+    if face == "sync":
+        return machine.resume(runs[0].run, store=store) if runs else machine.run(store=store, **params)
+    if runs:
+        return asyncio.run(machine.aresume(runs[0].run, store=store))
+    return asyncio.run(machine.arun(store=store, **params))
 
 
 # --- machines -----------------------------------------------------------------------------------------------------
@@ -84,7 +99,9 @@ def nodes(draw: st.DrawFn, depth: int) -> Node:
         rounds=draw(st.sampled_from([1, 1, 1, 2])),
         branches=branches,
         bad=bad,
-        join=draw(st.sampled_from(["quorum", "percentage", "partial", *(["any"] if len(branches) == 1 else [])]))
+        join=draw(
+            st.sampled_from(["quorum", "percentage", "partial", *(["any"] if len(branches) == 1 else [])])
+        )
         if bad
         else draw(st.sampled_from(["all", "quorum", "percentage", "partial"])),
     )
@@ -123,6 +140,7 @@ class World:
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
+        self._looking = threading.Lock()
         self._read = self._failures = 0
         self._history = History()
         self.plan = list(self.plan)
@@ -163,11 +181,15 @@ class World:
         self.occasion()
         scope = enclosing()
         assert scope is not None
+        key = (scope.step, number)
+        with (
+            self._looking
+        ):  # not the other lock: who is in the store holds locks of its own and waits for that
+            recorded = self.recorded(*key)
         with self._lock:
             if self.dead:
                 raise Power
-            key = (scope.step, number)
-            if self.recorded(*key):
+            if recorded:
                 self.repeated.append(key)
             self.effects[key] += 1
         self.occasion()
@@ -207,6 +229,8 @@ class World:
                     self.dead = True
                 for thread in set(threading.enumerate()) - before:
                     if thread.name.startswith("nbflow ") and thread is not threading.current_thread():
+                        while not thread._started.is_set():  # it is listed before it has begun
+                            time.sleep(0.001)
                         thread.join(20)
                         assert not thread.is_alive(), f"goes on after its process:\n{where(thread)}"
                 if self.store.failures > self._failures:
@@ -238,7 +262,9 @@ class Builder:
         self._tasks: list[tuple[str, Node, str, str]] = []
         self._branches: dict[str, list[str]] = {}
         self._line(plan, "m", "end")
-        self.machine = Machine("random", [*self._labels, "fail", "end"], initial=self._labels[0], final={"end"})
+        self.machine = Machine(
+            "random", [*self._labels, "fail", "end"], initial=self._labels[0], final={"end"}
+        )
         for label, node, following, first in self._tasks:
             self._define(label, node, following, first)
         self.machine.state("fail", to="end")(self._fail)
@@ -334,9 +360,9 @@ class Builder:
             return self._split(ctx, node, following)
 
         if node.kind == "batch":
-            task = state(label, kind="batch", max_parallel=2, item_retries=nbflow.RetryPolicy(node.retries, delay=0))(
-                lambda ctx: (work(ctx, node, 0), list(range(node.count)))[1]
-            )
+            task = state(
+                label, kind="batch", max_parallel=2, item_retries=nbflow.RetryPolicy(node.retries, delay=0)
+            )(lambda ctx: (work(ctx, node, 0), list(range(node.count)))[1])
 
             def one(ctx: Any, item: int) -> Any:
                 self.world.effect()
@@ -373,7 +399,10 @@ class Builder:
 
         options: dict[str, Any] = dict(retry)
         if node.kind in ("poll", "timer"):
-            options = {"kind": node.kind, **({"every": 0.5} if node.kind == "poll" else {"after": 30, **retry})}
+            options = {
+                "kind": node.kind,
+                **({"every": 0.5} if node.kind == "poll" else {"after": 30, **retry}),
+            }
         state(label, **options)(function_async if node.is_async else function)
 
 
@@ -388,7 +417,9 @@ def check_journal(entries: list[Entry]) -> None:
     for entry in entries:
         record = entry.record
         if isinstance(record, StepCursor):
-            assert record.number == cursors.get(record.step, -1) + 1, f"cursors of {record.step} are not dense"
+            assert record.number == cursors.get(record.step, -1) + 1, (
+                f"cursors of {record.step} are not dense"
+            )
             cursors[record.step] = record.number
         elif isinstance(record, StepStarted):
             before = history.by_step.get(record.step, ())

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nbflow.store.system_clock import SystemClock
 
 import nbflow
 from nbflow.core.errors import LeaseHeld, RunFinished, UnknownRun, UnknownStep, UsageError
@@ -23,6 +22,7 @@ from nbflow.runtime.runs import Run
 from nbflow.runtime.session import this_process
 from nbflow.store.local import LocalStore
 from nbflow.store.protocol import Store
+from nbflow.store.system_clock import SystemClock
 from nbflow.testing import MemoryStore
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import random
 import threading
 from collections.abc import Callable
@@ -14,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 
 import nbflow
-from nbflow import Branch, Continue, Join, Machine, Split
+from nbflow import Branch, Join, Split
 from nbflow.core.errors import LeaseError, NbflowError, RunCancelled, RunFinished
 from nbflow.core.history import History
 from nbflow.core.model import RunChanged
@@ -23,23 +21,22 @@ from nbflow.store.local import open_store
 from nbflow.store.protocol import RunQuery
 from nbflow.testing import FaultyStore, MemoryStore, VirtualClock, crash, crash_points
 from tests.runtime.machine_kit import Power, machine_of
-from tests.runtime.machine_model import Builder, Plan, Trouble, World, check_journal, plans, troubles
+from tests.runtime.machine_model import (
+    FACES,
+    Builder,
+    Plan,
+    Trouble,
+    World,
+    check_journal,
+    go,
+    plans,
+    troubles,
+)
 
 #: No machine here needs more attempts than it has troubles and a few.
 ATTEMPTS = 16
 
 RELAXED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-FACES = ["sync", "async"]
-
-
-def go(machine: Machine, store: Any, face: str, **params: Any) -> Any:
-    """Run the machine, or resume its only run, through one of its faces."""
-    runs = [info for info in store.runs() if info.workflow == machine.name]
-    if face == "sync":
-        return machine.resume(runs[0].run, store=store) if runs else machine.run(store=store, **params)
-    if runs:
-        return asyncio.run(machine.aresume(runs[0].run, store=store))
-    return asyncio.run(machine.arun(store=store, **params))
 
 
 def conduct(plan: Plan, world: World, face: str, restart: Callable[[], None]) -> Any:
@@ -87,7 +84,9 @@ def in_memory(face: str, plan: Plan, trouble: list[Trouble]) -> None:
 @pytest.mark.parametrize("face", FACES)
 @settings(max_examples=35, deadline=None, suppress_health_check=RELAXED)
 @given(plan=plans(), trouble=troubles())
-def test_a_machine_in_trouble_ends_like_an_undisturbed_one(face: str, plan: Plan, trouble: list[Trouble]) -> None:
+def test_a_machine_in_trouble_ends_like_an_undisturbed_one(
+    face: str, plan: Plan, trouble: list[Trouble]
+) -> None:
     """Same end, same data; every effect at least once and never after its step was recorded; cursors are dense."""
     in_memory(face, plan, trouble)
 
@@ -143,171 +142,6 @@ def test_so_do_many_over_a_real_store(
 ) -> None:
     """The same over journal files, with larger machines."""
     over_files(tmp_path_factory.mktemp("random"), face, plan, trouble)
-
-
-# --- what such machines found -------------------------------------------------------------------------------------
-
-
-def twice(tasks: dict[str, Any], face: str, **params: Any) -> list[dict[str, Any]]:
-    """Return the data of an undisturbed run and of one that was cut wherever `cut` is called for the first time."""
-    found = []
-    for cuts in (0, 1):
-        store, left = MemoryStore(), [cuts]
-
-        def cut(left: list[int] = left) -> None:
-            if left[0]:
-                left[0] -= 1
-                raise Power
-
-        machine = machine_of(
-            {
-                label: (lambda *args, task=task, cut=cut: task(*args, cut), options)
-                for label, (task, options) in tasks.items()
-            }
-        )
-        if cuts:
-            with pytest.raises(Power):
-                go(machine, store, face, **params)
-            store.restart()
-        assert "end" == go(machine, store, face, **params)
-        found.append(machine.results(store=store))
-    return found
-
-
-@pytest.mark.parametrize("face", FACES)
-def test_calls_of_a_step_belong_to_that_step(face: str) -> None:
-    """A stepped task that calls the same function in each step gets each step's own result, cut or not."""
-
-    def train(ctx: Any, cursor: Any, cut: Any) -> Any:
-        done = cursor or 0
-        pages = itertools.count(done)
-        page = nbflow.durable(version="1", name="page")(lambda: next(pages))()
-        ctx.seen = [*ctx.get("seen", []), page]
-        if done == 2:
-            cut()
-        return Continue(done + 1) if done < 3 else "end"
-
-    calm, disturbed = twice({"train": (train, {"kind": "stepped", "to": "end"})}, face)
-    assert {"seen": [0, 1, 2, 3]} == calm == disturbed
-
-
-@pytest.mark.parametrize("face", FACES)
-def test_what_a_branch_changes_in_place_is_its_own_and_is_kept(face: str) -> None:
-    """Neither its siblings nor its own failed tries show in it, and a resume finds the same."""
-    tries = []
-
-    def left(ctx: Any, cut: Any) -> str:
-        tries.append(list(ctx.rows))
-        ctx.rows.append("left")
-        ctx.given.append("left")
-        if len(tries) % 2:
-            raise OSError("once")
-        return "j"
-
-    tasks = {
-        "a": (
-            lambda ctx, cut: (
-                setattr(ctx, "rows", ["a"]),
-                Split([Branch("left", given=["g"]), "right"], to="j"),
-            )[1],
-            {},
-        ),
-        "left": (left, {"retries": 1, "delay": 0}),
-        "right": (lambda ctx, cut: setattr(ctx, "other", list(ctx.rows)) or "j", {}),
-        "j": (lambda ctx, cut: (cut(), setattr(ctx, "all", [*ctx.rows, *ctx.given]), "end")[2], {}),
-    }
-    calm, disturbed = twice(tasks, face)
-    assert calm == disturbed
-    assert (["a", "left"], ["a"], ["a", "left", "g", "left"]) == (calm["rows"], calm["other"], calm["all"])
-    assert [["a"]] * 4 == tries
-
-
-@pytest.mark.parametrize("face", FACES)
-def test_names_that_share_an_object_part_alike_with_and_without_a_crash(face: str) -> None:
-    """A change through one name is recorded for that name; whether the other shows it must not depend on a crash."""
-    tasks = {
-        "a": (lambda ctx, cut: (setattr(ctx, "x", [1]), setattr(ctx, "y", [ctx.x]), "b")[2], {}),
-        "b": (lambda ctx, cut: ctx.x.append(2) or "c", {}),
-        "c": (lambda ctx, cut: (cut(), setattr(ctx, "z", [ctx.x, ctx.y]), "end")[2], {}),
-    }
-    calm, disturbed = twice(tasks, face)
-    assert calm == disturbed
-    assert [[1, 2], [[1]]] == calm["z"]
-
-
-@pytest.mark.parametrize("face", FACES)
-def test_a_name_that_was_deleted_before_a_cursor_stays_deleted(face: str) -> None:
-    """The cursor records deletions like changes."""
-
-    def b(ctx: Any, cursor: Any, cut: Any) -> Any:
-        if cursor is None:
-            del ctx.x
-            return Continue(1)
-        cut()
-        ctx.there = "x" in ctx
-        return "end"
-
-    tasks = {"a": (lambda ctx, cut: setattr(ctx, "x", 1) or "b", {}), "b": (b, {"kind": "stepped", "to": "end"})}
-    calm, disturbed = twice(tasks, face)
-    assert {"there": False} == calm == disturbed
-
-
-@pytest.mark.parametrize("face", FACES)
-def test_a_parameter_that_is_changed_in_place_becomes_data(face: str) -> None:
-    """The run's parameters stay as they were, and a resume finds the change."""
-    tasks = {
-        "a": (lambda ctx, cut: ctx.rows.append(2) or "b", {}),
-        "b": (lambda ctx, cut: (cut(), setattr(ctx, "params_then", ctx.params["rows"]), "end")[2], {}),
-    }
-    calm, disturbed = twice(tasks, face, rows=[1])
-    assert {"rows": [1, 2], "params_then": [1]} == calm == disturbed
-
-
-@pytest.mark.parametrize("face", FACES)
-def test_a_look_of_a_poll_that_failed_leaves_no_data(face: str) -> None:
-    """As with every failed try."""
-    looks = []
-
-    def look(ctx: Any, cut: Any) -> str:
-        looks.append("junk" in ctx)
-        if len(looks) % 2:
-            ctx.junk = 1
-            raise OSError("once")
-        cut()
-        return "end"
-
-    calm, disturbed = twice({"look": (look, {"kind": "poll", "every": "1ms", "to": "end"})}, face)
-    assert {} == calm == disturbed
-    assert not any(looks)
-
-
-@pytest.mark.parametrize("face", FACES)
-def test_a_migration_that_failed_is_tried_again_from_the_same_state(face: str) -> None:
-    """It is given the state that the run is in, and not its own name."""
-    broken, labels, store = [True, True], [], MemoryStore()
-
-    def a(ctx: Any) -> str:
-        if broken:
-            broken.pop()
-            raise Power
-        return "end"
-
-    with pytest.raises(Power):
-        go(machine_of({"a": a}, version=1), store, face)
-    store.restart()
-    machine = machine_of({"a": a}, version=2)
-
-    @machine.migration(1)
-    def from_one(state: str, data: Any) -> None:
-        labels.append(state)
-        if broken:
-            broken.pop()
-            raise ValueError("not ready")
-
-    with pytest.raises(ValueError, match="not ready"):
-        go(machine, store, face)
-    assert "end" == go(machine, store, face)
-    assert ["a", "a"] == labels
 
 
 # --- undoing ------------------------------------------------------------------------------------------------------
@@ -388,11 +222,19 @@ def test_killed_at_every_record_a_rollback_undoes_the_same_prefix(k: int) -> Non
                 go(Saga(k, log).machine, store, "sync")
         undos = [entry for entry in log if entry.startswith("undo")]
         # Killed between an undo and its record it is undone again: at least once until it is recorded.
-        again = undos[:seen] + undos[seen + 1 :] if undos[seen - 1 : seen] == undos[seen : seen + 1] and seen else undos
+        again = (
+            undos[:seen] + undos[seen + 1 :]
+            if undos[seen - 1 : seen] == undos[seen : seen + 1] and seen
+            else undos
+        )
         assert expected_undos(k) == again, (n, passed[n - 1])
         history = History.of(store.entries(store.runs()[0].run))
         assert "failed" == history.state
-        of = [e.started.detail["of"] for e in history.executions.values() if e.completed and "of" in e.started.detail]
+        of = [
+            e.started.detail["of"]
+            for e in history.executions.values()
+            if e.completed and "of" in e.started.detail
+        ]
         assert len(expected_undos(k)) == len(set(of)) == len(of)
 
 
@@ -525,7 +367,9 @@ def test_twelve_parents_wait_for_children_on_four_threads(
 
     inner = machine_of(
         {
-            "split": lambda ctx: Split([Branch("leaf", name=s, side=s) for s in ("left", "right")], to="joined"),
+            "split": lambda ctx: Split(
+                [Branch("leaf", name=s, side=s) for s in ("left", "right")], to="joined"
+            ),
             "leaf": leaf,
             "joined": joined,
         },
@@ -543,7 +387,9 @@ def test_twelve_parents_wait_for_children_on_four_threads(
 
     outer = machine_of(
         {
-            "a": lambda ctx: Split([Branch("p", name=f"p{n}", n=n) for n in range(12)], join=Join.all(), to="j"),
+            "a": lambda ctx: Split(
+                [Branch("p", name=f"p{n}", n=n) for n in range(12)], join=Join.all(), to="j"
+            ),
             "p": (parent if face == "sync" else parent_async, {"to": "j"}),
             "j": lambda ctx: "end",
         },

@@ -28,6 +28,7 @@ from nbflow.core.errors import (
     VersionMismatch,
 )
 from nbflow.core.history import History
+from nbflow.runtime import modes
 from nbflow.store.local import open_store
 from nbflow.values.fingerprint import fingerprint
 from tests.runtime.machine_kit import Power, machine_of, states
@@ -391,6 +392,7 @@ def test_a_timer_calls_its_task_when_the_time_has_come(go, store):
 # --- splits -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(modes.current() == "one-worker", reason="one branch waits for the other to begin")
 def test_all_branches_run_and_their_data_is_joined(go, store):
     """Branches see the data from before, get data of their own, and leave theirs to the state after the join."""
     together = threading.Barrier(2, timeout=10)
@@ -458,6 +460,7 @@ def test_a_quorum_goes_on_without_the_branches_that_failed(go, store):
     assert "y failed" in states(store)
 
 
+@pytest.mark.skipif(modes.current() == "one-worker", reason="one branch waits for the other to begin")
 def test_a_join_that_is_decided_cancels_the_rest(go, store):
     """The first success of any ends the others: recorded as cancelled, stopped at their next step, not waited for."""
     stopped = threading.Event()
@@ -673,7 +676,7 @@ def test_errors_of_a_resume_are_told_apart(go, store):
     with pytest.raises(UnknownState, match="'a'") as caught:
         go(renamed, run=run)
     assert ("line", "a") == (caught.value.machine, caught.value.state)
-    assert "running" == store.run(run).state
+    assert "failed" == store.run(run).state  # which can be resumed
     with pytest.raises(UsageError, match="not of machine other"):
         go(machine_of({"a": (a, {"to": "end"})}, name="other"), run=run)
     nbflow.cancel(run, "enough", store=store)
@@ -1040,3 +1043,30 @@ def test_a_branch_that_is_to_run_again_leaves_its_siblings_alone(go, store):
     assert "end" == go(machine, run=newest(store))
     assert ["x", "x", "y"] == sorted(ran)
     assert 3 == machine.results(store=store)["x"]
+
+
+def test_an_edited_machine_runs_again_inside_a_run_and_its_version_stands_for_its_code(store):
+    """A completed child is replayed as long as its code, or else the version it declares, is the same."""
+    ran = []
+
+    def first(ctx):
+        ran.append(1)
+        return "end"
+
+    def second(ctx):
+        ran.append(2)
+        return "end"
+
+    def replay(task, **options):
+        with pytest.raises(Power), nbflow.run("outer", store=store):
+            machine_of({"a": (task, {"to": "end"})}, **options).run()
+            raise Power
+
+    for task in (first, first, second, second):
+        replay(task)
+    assert [1, 2] == ran
+    replay(first, name="declared", version=1)
+    replay(second, name="declared", version=1)
+    replay(second, name="declared", version=2)
+    assert [1, 2, 1, 2] == ran
+    assert 4 == sum(info.parent is not None for info in store.runs())

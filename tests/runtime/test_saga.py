@@ -566,16 +566,16 @@ def start(place: Path, effects: Path, number: int, crash: str | None = None) -> 
 
 def test_sigkill_at_sampled_points_of_a_rollback_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """What has a recorded undo is not undone again, the rest is, in order; the original error ends the run."""
-    _kill_at(tmp_path, range(2, 200, 5))
+    _sigkill_at(tmp_path, range(2, 200, 5))
 
 
 @pytest.mark.soak
 def test_sigkill_at_every_point_of_a_rollback_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """The same, with no point left out."""
-    _kill_at(tmp_path, range(1, 200))
+    _sigkill_at(tmp_path, range(1, 200))
 
 
-def _kill_at(tmp_path: Path, numbers: range) -> None:
+def _sigkill_at(tmp_path: Path, numbers: range) -> None:
     original = ["LookupError", "the original"]
     for number in numbers:
         place, effects = tmp_path / f"s{number}", tmp_path / f"effects{number}"

@@ -67,7 +67,7 @@ bench: $(VENV)/.test ## speed as ratios to floors measured in the same run
 
 docs: $(VENV)/.test ## write the generated pages again and run every code block
 	@$(BIN)/python docs/generate.py
-	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_readme.py
+	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_readme.py tests/test_primitives_page.py tests/test_machines_page.py tests/test_testing.py
 
 coverage: $(VENV)/.dev ## the fast suite with branch coverage, kernels included
 	@$(BIN)/coverage erase

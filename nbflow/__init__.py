@@ -53,6 +53,9 @@ _HOMES = {
     "wait_for": "nbflow.runtime.signals",
 }
 
+#: Names that stand for a module and not for something in it.
+_MODULES = frozenset({"errors"})
+
 __all__ = [
     "Again",
     "Branch",
@@ -149,7 +152,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'nbflow' has no attribute {name!r}")
     module = import_module(home)
-    value = module if home.endswith(f".{name}") else getattr(module, name)
+    value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 

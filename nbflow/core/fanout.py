@@ -36,8 +36,10 @@ def resolve(items: Sequence[Any], keys: Sequence[Hashable], depends_on: DependsO
     if isinstance(depends_on, Mapping):
         _known(depends_on, places, "depends_on speaks of")
         wanted = [depends_on.get(key, ()) for key in keys]
-    else:
+    elif callable(depends_on):
         wanted = [depends_on(item) for item in items]
+    else:
+        raise UsageError(f"depends_on is a mapping of keys, or a function of an item, not {depends_on!r}.")
     after = []
     for key, found in zip(keys, wanted, strict=True):
         listed = _listed(found, places)

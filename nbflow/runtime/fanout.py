@@ -141,6 +141,11 @@ def map(  # noqa: A001, PLR0913 - `nbflow.map` is what people look for; all but 
         [1, 4, 9]
     """
     plain, options = _unwrapped(function)
+    for what, given in (("name", name), ("key", key)):
+        if given is not None and not (isinstance(given, str) if what == "name" else callable(given)):
+            raise UsageError(
+                f"{what} is {'a text' if what == 'name' else 'a function of an item'}, not {given!r}."
+            )
     called = name or options.name or _name_of(plain)
     listed = _listed(items)
     try:

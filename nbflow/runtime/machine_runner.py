@@ -165,12 +165,23 @@ class Runner:
             state = self.definition.specs[label]
             if state.kind == "router":
                 self.session.check()
-                with entered(Scope(line.key(label))):
-                    chosen = await self.face.call(_task_of(state), self._context(data, label, 1, line))
-                outcome = self.definition.label(self._plain(state, chosen))
+                outcome = await self._route(line, data, state)
                 continue
             outcome = await self._visit(line, data, state, parent, in_branch=bool(ends))
         return ""
+
+    async def _route(self, line: Line, data: Data, state: StateSpec) -> str:
+        """Ask a router, which records nothing."""
+        with entered(Scope(line.key(state.label))):
+            chosen = await self.face.call(_task_of(state), self._context(data, state.label, 1, line))
+        try:
+            if isinstance(chosen, Split):
+                raise self._not_allowed(
+                    state, chosen, "the state that comes next; only other kinds may split"
+                )
+            return self.definition.label(self._plain(state, chosen))
+        except NbflowError as error:
+            raise self._about(error, state.label) from None
 
     def _where(self, line: Line, start: str) -> str | Split | None:
         """Return what comes next on a line: a label, a split whose branches are not joined, None at a branch's end."""
@@ -394,10 +405,13 @@ class Runner:
 
     def _about(self, error: NbflowError, label: str) -> NbflowError:
         """Have the error say which machine, state and run it is about."""
-        if self.session.run in str(error) or isinstance(error, RunCancelled):
+        if isinstance(error, RunCancelled):
             return error
-        error.machine, error.state = self.definition.name, label  # type: ignore[attr-defined]
+        if not getattr(error, "machine", ""):
+            error.machine, error.state = self.definition.name, label  # type: ignore[attr-defined]
         error.run = error.run or self.session.run
+        if self.session.run in str(error):
+            return error
         place = f"(machine {self.definition.name}, state {label}, run {self.session.run})"
         error.args = (f"{error.args[0] if error.args else error.message} {place}", *error.args[1:])
         return error

@@ -220,11 +220,13 @@ def _store(place: str | Path | None) -> Store:
 
 def plain_params(params: dict[str, Any]) -> dict[str, Any]:
     """Bring parameters into the form that a record holds, so that a resume compares like with like."""
-    for name, value in params.items():
-        _check_plain(value, name)
     try:
+        for name, value in params.items():
+            _check_plain(value, name)
         plain = dict(msgspec.json.decode(msgspec.json.encode(params)))
         msgspec.msgpack.encode(plain)  # integers beyond 64 bits
+    except UsageError:
+        raise
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(
             f"A run's parameters must be JSON-able: {error}.",

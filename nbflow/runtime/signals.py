@@ -246,8 +246,8 @@ def payload_of(value: str | None, text: str | None) -> Any:
 
 
 def _checked(text: object, what: str = "name") -> str:
-    if not isinstance(text, str) or not text:
-        raise UsageError(f"The {what} of a signal is a text that is not empty, not {text!r}.")
+    if not isinstance(text, str) or not text or not text.isprintable():
+        raise UsageError(f"The {what} of a signal is a printable text that is not empty, not {text!r}.")
     return text
 
 

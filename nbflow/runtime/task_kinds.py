@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import queue
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nbflow.core import line as lines
@@ -51,6 +51,8 @@ class Visit:
             return
         values = self.session.restore_cursor(self.key) or {}
         self._cursor, self._number = values.pop(CURSOR), recorded.number
+        if self.session.history.executions[recorded.execution].started.detail.get("kind") != self.state.kind:
+            self._cursor = None  # the state was of another kind then, and its cursor says nothing to this one
         self._gone = values.pop(GONE, [])
         self._values = values
 
@@ -86,8 +88,9 @@ class Visit:
         if self.state.kind != "timer":
             return {}
         for before in self.session.history.by_step.get(self.key, ()):
-            if not before.forgotten:
-                return {lines.DUE_AT: before.started.detail[lines.DUE_AT]}
+            due_at = before.started.detail.get(lines.DUE_AT)  # None where the state was no timer yet
+            if due_at is not None and not before.forgotten:
+                return {lines.DUE_AT: due_at}
         at = self.state.options.get("at")
         if at is not None:
             return {lines.DUE_AT: float(at)}
@@ -214,6 +217,8 @@ async def _batch(visit: Visit, ctx: Context) -> Any:
     items = visit.cursor
     if items is None:
         loaded = await visit.call(_handler(visit), ctx)
+        if not isinstance(loaded, Iterable):
+            raise visit.refuse(loaded, "the items to process")
         items = await visit.keep(list(loaded))
     process = options["process"]
     is_async = asyncio.iscoroutinefunction(process)

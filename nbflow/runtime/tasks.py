@@ -41,8 +41,11 @@ class Task:
             (function,) = args
             if not callable(function):
                 raise UsageError(f"@state({self.label}) wants a function, not {function!r}.")
+            if isinstance(function, Task) and function.handler is not None:
+                function = function.handler  # one function for two states, with a decorator for each
             self.handler = function
-            functools.update_wrapper(self, function)
+            # Not its attributes: one that is called `label` would make this the task of another state.
+            functools.update_wrapper(self, function, updated=())
             return self
         return self.handler(*args, **kwargs)
 

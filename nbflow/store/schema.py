@@ -220,7 +220,7 @@ DOCUMENTED: dict[str, dict[str, str]] = {
     "runs": {
         "run": "run id (UUIDv7, sorts by time)",
         "workflow": "what is run: a notebook's name, or the name given to nbflow.run",
-        "workflow_kind": "notebook, script …",
+        "workflow_kind": "notebook, script, machine",
         "version": "the workflow's version as declared",
         "state": "pending, running, waiting, completed, failed, cancelled; corrupt where it cannot be read",
         "params": "parameters, JSON",
@@ -245,7 +245,7 @@ DOCUMENTED: dict[str, dict[str, str]] = {
         "name": "what people call it",
         "kind": "cell, call, state, gate …",
         "signature": "hex of what makes it the same work",
-        "state": "running, completed, failed, cancelled, skipped, timed_out …",
+        "state": "running, waiting, completed, failed, cancelled, skipped, timed_out",
         "attempt": "number of the last try, from 1",
         "parent": "key of the enclosing step",
         "version": "as declared",

@@ -126,6 +126,21 @@ def test_a_decorator_without_its_state_says_how_to_write_it() -> None:
             return "end"
 
 
+def test_one_function_can_be_the_task_of_two_states() -> None:
+    """Decorators of two states over one function make it the task of both, whatever attributes it has."""
+    made = nbflow.Machine("shared", ["first", "second", "end"], initial="first", final={"end"})
+    seen = []
+
+    def task(ctx: Any) -> str:
+        seen.append(ctx.state)
+        return "second" if ctx.state == "first" else "end"
+
+    task.label = "end"  # type: ignore[attr-defined]
+    made.state("first")(made.state("second", to=["second", "end"])(task))
+    assert "end" == made.run()
+    assert ["first", "second"] == seen
+
+
 def test_a_timeout_of_centuries_is_none() -> None:
     """A timeout longer than any timer can be set to does not keep a state from running."""
     made = nbflow.Machine("patient", ["work", "end"], initial="work", final={"end"}, timeout=1e300)

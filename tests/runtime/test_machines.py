@@ -1070,3 +1070,48 @@ def test_an_edited_machine_runs_again_inside_a_run_and_its_version_stands_for_it
     replay(second, name="declared", version=2)
     assert [1, 2, 1, 2] == ran
     assert 4 == sum(info.parent is not None for info in store.runs())
+
+
+def test_a_state_of_another_kind_begins_anew(go, store):
+    """After an edit that changes a state's kind, the old kind's cursor or due time is not misread."""
+
+    def stop(ctx, *_cursor):
+        raise Power
+
+    def count(ctx, cursor):
+        return Continue(1) if cursor is None else stop(ctx)
+
+    for before, after in (("stepped", "poll"), ("plain", "timer"), ("poll", "stepped")):
+        first = {"stepped": count, "plain": stop, "poll": iter_poll([Again(), Power()])}[before]
+        options = {"kind": before, "to": "end", **({"every": 0} if before == "poll" else {})}
+        with pytest.raises(Power):
+            go(machine_of({"a": (first, options)}, name=before))
+        more = {"timer": {"after": 0}, "poll": {}, "stepped": {}}[after]
+        changed = machine_of(
+            {"a": (lambda ctx, *_: "end", {"kind": after, "to": "end", **more})}, name=before
+        )
+        assert "end" == go(changed, run=newest(store))
+
+
+def iter_poll(script):
+    """Return a poll's task that goes through a script."""
+    left = list(script)
+
+    def look(ctx):
+        found = left.pop(0)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    return look
+
+
+def test_a_router_that_names_no_state_says_where(go, store):
+    """Also a kind that records nothing names machine, state and run."""
+    for outcome in ("nowhere", None, Split(["a"], to="end")):
+        machine = machine_of({"a": (lambda ctx, outcome=outcome: outcome, {"kind": "router", "to": "end"})})
+        with pytest.raises((UnknownState, InvalidOutcome)) as caught:
+            go(machine)
+        assert ("line", newest(store)) == (caught.value.machine, caught.value.run)
+        assert newest(store) in str(caught.value)
+        nbflow.cancel(newest(store), store=store)

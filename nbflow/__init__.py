@@ -11,30 +11,30 @@ __version__ = "0.1.0"
 _HOMES = {
     "Again": "nbflow.core.outcomes",
     "Branch": "nbflow.core.outcomes",
-    "Bulkhead": "nbflow.runtime.bulkhead",
-    "CircuitBreaker": "nbflow.runtime.policies",
+    "Bulkhead": "nbflow.runtime.policies.bulkhead",
+    "CircuitBreaker": "nbflow.runtime.policies.limits",
     "Continue": "nbflow.core.outcomes",
     "DurableFunction": "nbflow.runtime.steps",
-    "Failed": "nbflow.runtime.fanout",
+    "Failed": "nbflow.runtime.fanout.map",
     "Join": "nbflow.core.joins",
-    "Machine": "nbflow.runtime.machines",
-    "Observer": "nbflow.runtime.observers",
-    "RateLimit": "nbflow.runtime.policies",
+    "Machine": "nbflow.runtime.machine.machine",
+    "Observer": "nbflow.runtime.watch.observers",
+    "RateLimit": "nbflow.runtime.policies.limits",
     "RetryPolicy": "nbflow.core.retry",
     "Run": "nbflow.runtime.runs",
-    "Skipped": "nbflow.runtime.fanout",
+    "Skipped": "nbflow.runtime.fanout.map",
     "Split": "nbflow.core.outcomes",
     "budget": "nbflow.runtime.budgets",
-    "cancel": "nbflow.runtime.cancelling",
+    "cancel": "nbflow.runtime.waits.cancelling",
     "charge": "nbflow.runtime.budgets",
-    "child": "nbflow.runtime.children",
+    "child": "nbflow.runtime.children.child",
     "current_run": "nbflow.runtime.runs",
     "durable": "nbflow.runtime.steps",
     "errors": "nbflow.core.errors",
     "fork": "nbflow.runtime.forks",
     "load_ipython_extension": "nbflow.notebook.extension",
-    "map": "nbflow.runtime.fanout",
-    "observe": "nbflow.runtime.observers",
+    "map": "nbflow.runtime.fanout.map",
+    "observe": "nbflow.runtime.watch.observers",
     "output": "nbflow.queries",
     "publish": "nbflow.runtime.attributes",
     "published": "nbflow.queries",
@@ -42,15 +42,15 @@ _HOMES = {
     "rollback": "nbflow.runtime.runs",
     "run": "nbflow.runtime.runs",
     "runs": "nbflow.queries",
-    "signal": "nbflow.runtime.signals",
-    "sleep": "nbflow.runtime.timers",
-    "sleep_until": "nbflow.runtime.timers",
+    "signal": "nbflow.runtime.waits.signals",
+    "sleep": "nbflow.runtime.waits.timers",
+    "sleep_until": "nbflow.runtime.waits.timers",
     "spent": "nbflow.runtime.budgets",
     "sql": "nbflow.queries",
     "steps": "nbflow.queries",
     "tag": "nbflow.runtime.attributes",
     "unload_ipython_extension": "nbflow.notebook.extension",
-    "wait_for": "nbflow.runtime.signals",
+    "wait_for": "nbflow.runtime.waits.signals",
 }
 
 #: Names that stand for a module and not for something in it.
@@ -122,29 +122,29 @@ if TYPE_CHECKING:
     from nbflow.runtime.budgets import budget as budget
     from nbflow.runtime.budgets import charge as charge
     from nbflow.runtime.budgets import spent as spent
-    from nbflow.runtime.bulkhead import Bulkhead as Bulkhead
-    from nbflow.runtime.cancelling import cancel as cancel
-    from nbflow.runtime.children import child as child
-    from nbflow.runtime.fanout import Failed as Failed
-    from nbflow.runtime.fanout import Skipped as Skipped
-    from nbflow.runtime.fanout import map as map
+    from nbflow.runtime.children.child import child as child
+    from nbflow.runtime.fanout.map import Failed as Failed
+    from nbflow.runtime.fanout.map import Skipped as Skipped
+    from nbflow.runtime.fanout.map import map as map
     from nbflow.runtime.forks import fork as fork
     from nbflow.runtime.forks import retry_step as retry_step
-    from nbflow.runtime.machines import Machine as Machine
-    from nbflow.runtime.observers import Observer as Observer
-    from nbflow.runtime.observers import observe as observe
-    from nbflow.runtime.policies import CircuitBreaker as CircuitBreaker
-    from nbflow.runtime.policies import RateLimit as RateLimit
+    from nbflow.runtime.machine.machine import Machine as Machine
+    from nbflow.runtime.policies.bulkhead import Bulkhead as Bulkhead
+    from nbflow.runtime.policies.limits import CircuitBreaker as CircuitBreaker
+    from nbflow.runtime.policies.limits import RateLimit as RateLimit
     from nbflow.runtime.runs import Run as Run
     from nbflow.runtime.runs import current_run as current_run
     from nbflow.runtime.runs import rollback as rollback
     from nbflow.runtime.runs import run as run
-    from nbflow.runtime.signals import signal as signal
-    from nbflow.runtime.signals import wait_for as wait_for
     from nbflow.runtime.steps import DurableFunction as DurableFunction
     from nbflow.runtime.steps import durable as durable
-    from nbflow.runtime.timers import sleep as sleep
-    from nbflow.runtime.timers import sleep_until as sleep_until
+    from nbflow.runtime.waits.cancelling import cancel as cancel
+    from nbflow.runtime.waits.signals import signal as signal
+    from nbflow.runtime.waits.signals import wait_for as wait_for
+    from nbflow.runtime.waits.timers import sleep as sleep
+    from nbflow.runtime.waits.timers import sleep_until as sleep_until
+    from nbflow.runtime.watch.observers import Observer as Observer
+    from nbflow.runtime.watch.observers import observe as observe
 
 
 def __getattr__(name: str) -> Any:

@@ -30,8 +30,8 @@ def signal(
     debug: Debug = False,
 ) -> None:
     """Send a signal to a run; it is kept until the run waits for it."""
-    from nbflow.runtime.signals import payload_of
-    from nbflow.runtime.signals import signal as send
+    from nbflow.runtime.waits.signals import payload_of
+    from nbflow.runtime.waits.signals import signal as send
 
     with desk(store, as_json, debug) as at:
         payload = payload_of(value, text)
@@ -58,7 +58,7 @@ def cancel(
     A run that has done something to be undone, and that nobody runs, is undone
     and ended when it is resumed.
     """
-    from nbflow.runtime.cancelling import cancel as ask_to_stop
+    from nbflow.runtime.waits.cancelling import cancel as ask_to_stop
 
     with desk(store, as_json, debug) as at:
         info = at.store.run(run)

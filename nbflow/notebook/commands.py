@@ -253,7 +253,7 @@ class Commands:
     def do_cancel(self, rest: str) -> None:
         """Cancel a run for good: the present one, or another by its id or the beginning of it."""
         from nbflow.core.errors import RunCancelled
-        from nbflow.runtime.cancelling import cancel
+        from nbflow.runtime.waits.cancelling import cancel
 
         found = self._arguments(
             "cancel",
@@ -280,7 +280,7 @@ class Commands:
 
     def do_signal(self, rest: str) -> None:
         """Send a signal to a run; it is kept until the run waits for it."""
-        from nbflow.runtime.signals import payload_of, signal
+        from nbflow.runtime.waits.signals import payload_of, signal
 
         found = self._arguments(
             "signal",

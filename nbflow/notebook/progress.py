@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from nbflow.notebook import messages
 from nbflow.notebook.machine_line import MachineLine
-from nbflow.runtime import fanout_progress, machine_progress
-from nbflow.runtime.fanout_progress import Counts, Display
+from nbflow.runtime.fanout import progress as fanout_progress
+from nbflow.runtime.fanout.progress import Counts, Display
+from nbflow.runtime.machine import progress as machine_progress
 
 if TYPE_CHECKING:
     from nbflow.runtime.session import Session, StepSpec

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token
 
 from nbflow.core.errors import NoActiveRun, UsageError
-from nbflow.runtime.observers import telling
 from nbflow.runtime.session import Session
+from nbflow.runtime.watch.observers import telling
 
 _lock = threading.Lock()
 _open: list[Session] = []

@@ -18,8 +18,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
 from nbflow.core.history import Execution
-from nbflow.runtime import waiting, workers
+from nbflow.runtime import workers
 from nbflow.runtime.session import Session, StepResult, StepSpec
+from nbflow.runtime.waits import waiting
 
 T = TypeVar("T")
 

@@ -25,9 +25,9 @@ from nbflow.core.saga import COMPENSATE
 from nbflow.core.states import FINAL_RUN_STATES
 from nbflow.runtime import active
 from nbflow.runtime.budgets import CHARGED
-from nbflow.runtime.cancelling import addressed
 from nbflow.runtime.runs import Run
 from nbflow.runtime.session import clock_of, this_process
+from nbflow.runtime.waits.cancelling import addressed
 from nbflow.store.protocol import RunLog, Store
 from nbflow.values.leaf import Leaf
 

@@ -34,11 +34,12 @@ from nbflow.core.model import (
     StepForgotten,
 )
 from nbflow.core.states import FINAL_RUN_STATES, CancelReason, RunState
-from nbflow.runtime import modes, observers, trying
+from nbflow.runtime import modes, trying
 from nbflow.runtime.recorder import Recorder
 from nbflow.runtime.scope import Scope, enclosing, entered
 from nbflow.runtime.surroundings import Surroundings
 from nbflow.runtime.trying import OnError, StepResult, StepSpec
+from nbflow.runtime.watch import observers
 from nbflow.store.protocol import RunLog, Store
 from nbflow.store.system_clock import SystemClock
 from nbflow.values.codec import decode
@@ -373,7 +374,7 @@ class Session:
         """Record the run's end and give the lease up. A failed run may be resumed, the other ends are final."""
         info = encode_error(error) if isinstance(error, BaseException) else error
         if state == RunState.CANCELLED:
-            from nbflow.runtime.children import cancel_open
+            from nbflow.runtime.children.child import cancel_open
 
             cancel_open(self)  # before the run's own end: after it nobody would come back for them
         try:

@@ -19,7 +19,7 @@ from nbflow.core.retry import RetryPolicy, seconds
 from nbflow.core.saga import COMPENSATE
 from nbflow.core.signature import digest, short
 from nbflow.runtime import active, modes, saga
-from nbflow.runtime.policies import Policy, policies_of
+from nbflow.runtime.policies.limits import Policy, policies_of
 from nbflow.runtime.scope import Scope, entered
 from nbflow.runtime.session import Session, StepResult, StepSpec
 from nbflow.runtime.surroundings import around, replayed

@@ -28,7 +28,7 @@ from nbflow.core.model import (
 from nbflow.core.retry import RetryPolicy
 from nbflow.core.states import StepState
 from nbflow.runtime import attempts
-from nbflow.runtime.guards import Policy, guarded, guarded_async
+from nbflow.runtime.policies.guards import Policy, guarded, guarded_async
 from nbflow.store.protocol import Durability
 from nbflow.values.codec import encode
 from nbflow.values.failures import encode_error

@@ -32,7 +32,7 @@ from nbflow.core.errors import (
 from nbflow.core.history import History
 from nbflow.core.ids import child_run_id
 from nbflow.core.model import RunInfo
-from nbflow.runtime.results import record_result, result_of
+from nbflow.runtime.children.results import record_result, result_of
 from nbflow.runtime.session import Session
 from nbflow.runtime.workers import Workers
 from nbflow.store.local import LocalStore

@@ -15,7 +15,7 @@ from nbflow.core.errors import ItemsFailed
 from nbflow.core.history import History
 from nbflow.core.states import StepState
 from nbflow.runtime import active
-from nbflow.runtime.fanout_progress import Counts, progress_of, show_with
+from nbflow.runtime.fanout.progress import Counts, progress_of, show_with
 from nbflow.testing import MemoryStore
 
 
@@ -200,8 +200,8 @@ def test_a_durable_functions_compensator_undoes_its_items(store: MemoryStore) ->
 
 def test_progress_can_be_read_and_shown(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts are there for whoever asks; a display gets them once a fan-out has taken its time."""
-    monkeypatch.setattr("nbflow.runtime.fanout_progress._PATIENCE", 0.0)
-    monkeypatch.setattr("nbflow.runtime.fanout_progress._EVERY", 0.0)
+    monkeypatch.setattr("nbflow.runtime.fanout.progress._PATIENCE", 0.0)
+    monkeypatch.setattr("nbflow.runtime.fanout.progress._EVERY", 0.0)
     shown: list[Counts] = []
     closed: list[Counts] = []
 
@@ -241,7 +241,7 @@ def test_a_terminal_gets_a_bar_and_a_file_does_not(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On stderr, and only where somebody looks."""
-    monkeypatch.setattr("nbflow.runtime.fanout_progress._PATIENCE", 0.0)
+    monkeypatch.setattr("nbflow.runtime.fanout.progress._PATIENCE", 0.0)
     with nbflow.run("w", store=store):
         nbflow.map(lambda n: n, range(5), name="quiet")
         monkeypatch.setattr("sys.stderr.isatty", lambda: True)

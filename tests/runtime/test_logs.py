@@ -12,7 +12,7 @@ import pytest
 import nbflow
 from nbflow.core.events import CALLBACKS, Event
 from nbflow.core.model import ErrorInfo
-from nbflow.runtime import logs
+from nbflow.runtime.watch import logs
 from nbflow.testing import MemoryStore
 
 

@@ -19,8 +19,9 @@ from nbflow.core.events import CALLBACKS, Event
 from nbflow.core.history import History
 from nbflow.core.model import StepCompleted
 from nbflow.core.states import RunState
-from nbflow.runtime import active, observers
+from nbflow.runtime import active
 from nbflow.runtime.session import Session
+from nbflow.runtime.watch import observers
 from nbflow.store.local import open_store
 from nbflow.testing import FaultyStore, MemoryStore, RecordingObserver
 

@@ -31,7 +31,7 @@ from nbflow.core.errors import (
 from nbflow.core.model import Message, StepRetried
 from nbflow.core.retry import RetryPolicy
 from nbflow.runtime import active
-from nbflow.runtime.policies import guarded, policies_of
+from nbflow.runtime.policies.limits import guarded, policies_of
 from nbflow.runtime.session import Session
 from nbflow.runtime.workers import Workers
 from nbflow.store.local import LocalStore

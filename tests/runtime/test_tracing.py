@@ -16,7 +16,7 @@ from opentelemetry.trace import StatusCode
 import nbflow
 from nbflow.core.states import RunState
 from nbflow.runtime.session import Session
-from nbflow.runtime.tracing import TracingObserver
+from nbflow.runtime.watch.tracing import TracingObserver
 from nbflow.testing import MemoryStore
 
 

@@ -1,7 +1,7 @@
 """The items of one fan-out: their keys, what is recorded of them, what may start, how they ended.
 
 `Fan` decides and remembers; who calls the bodies is another matter (threads and
-tasks in `fanout_pool`, other processes in `fanout_executor`). Nothing is kept
+tasks in `pool`, other processes in `executor`). Nothing is kept
 for an item but its key, its signature and its result.
 """
 
@@ -21,8 +21,8 @@ from nbflow.core.saga import COMPENSATE
 from nbflow.core.signature import digest, short
 from nbflow.core.states import StepState
 from nbflow.runtime import modes
-from nbflow.runtime.fanout_progress import Progress
-from nbflow.runtime.guards import Policy
+from nbflow.runtime.fanout.progress import Progress
+from nbflow.runtime.policies.guards import Policy
 from nbflow.runtime.scope import Scope
 from nbflow.runtime.session import Session
 from nbflow.runtime.steps import ARGS, KWARGS, RESULT

@@ -26,11 +26,11 @@ from nbflow.core.model import Message
 from nbflow.core.states import FINAL_RUN_STATES, StepState
 from nbflow.core.timers import Timer
 from nbflow.runtime import modes
-from nbflow.runtime.cancelling import addressed, sender
-from nbflow.runtime.pending import Wait
 from nbflow.runtime.runs import Run
 from nbflow.runtime.verbs import verb
-from nbflow.runtime.waiting import wait_until, wait_until_async
+from nbflow.runtime.waits.cancelling import addressed, sender
+from nbflow.runtime.waits.pending import Wait
+from nbflow.runtime.waits.waiting import wait_until, wait_until_async
 from nbflow.store.protocol import Store
 
 _RESULT = "return"

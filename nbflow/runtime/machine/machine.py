@@ -1,7 +1,7 @@
 """`nbflow.Machine`: a durable state machine. Define its states with a decorator, run it, resume it anywhere.
 
 Here is what a person touches; `core/machine.py` knows what a valid machine is,
-`machine_runner.py` executes one.
+`runner.py` executes one.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from nbflow.core.signature import digest, short
 from nbflow.core.state_spec import Kind, StateSpec
 from nbflow.core.states import FINAL_RUN_STATES, RunState
 from nbflow.core.timers import instant
-from nbflow.runtime import active, machine_progress, observers
+from nbflow.runtime import active
 from nbflow.runtime.attributes import tag_texts
-from nbflow.runtime.context import RESERVED
 from nbflow.runtime.faces import Blocking, Face, Looping, drive
-from nbflow.runtime.machine_runner import Runner
-from nbflow.runtime.policies import policies_of
+from nbflow.runtime.machine import progress as machine_progress
+from nbflow.runtime.machine.context import RESERVED
+from nbflow.runtime.machine.runner import Runner
+from nbflow.runtime.machine.tasks import Handler, Task
+from nbflow.runtime.policies.limits import policies_of
 from nbflow.runtime.runs import conducted, plain_params
 from nbflow.runtime.scope import Scope, enclosing
 from nbflow.runtime.session import Session, clock_of
-from nbflow.runtime.tasks import Handler, Task
+from nbflow.runtime.watch import observers
 from nbflow.runtime.workers import limit_of
 from nbflow.store.protocol import Store
 
@@ -339,7 +341,7 @@ class Machine:
         """Do as `run` in the running event loop: async tasks run in it, sync ones in threads."""
         self.validate()
         if self._inside(store=store, new=new, steal=steal):
-            from nbflow.runtime.children import _child
+            from nbflow.runtime.children.child import _child
 
             return self.definition.member(await _child(Looping(), self, None, tags, params))
         session = self._open(store, tags, new=new, steal=steal, params=plain_params(params))
@@ -427,7 +429,7 @@ class Machine:
 
     def _as_child(self, tags: dict[str, str] | None, params: dict[str, Any]) -> Any:
         """Run as a child of the run around it. Not by `nbflow.child`: a parameter may be called `name`, too."""
-        from nbflow.runtime.children import _child
+        from nbflow.runtime.children.child import _child
 
         face = Blocking()
         try:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbflow.core.errors import LeaseHeld, UsageError
 from nbflow.core.signature import digest, short
-from nbflow.runtime.waiting import wait_until, wait_until_async
+from nbflow.runtime.waits.waiting import wait_until, wait_until_async
 from nbflow.store.place import CHILDREN
 from nbflow.store.protocol import Store
 

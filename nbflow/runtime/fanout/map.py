@@ -1,10 +1,10 @@
 """`nbflow.map`: one function over many items, each item a recorded step of the run.
 
-map ─► fan_out        threads          fanout_pool
-    └► fan_out_async  asyncio tasks    fanout_tasks
-                      executors        fanout_executor
-       all of them work off a `Fan`    fanout_items, core.fanout
-       which counts                    fanout_progress
+map ─► fan_out        threads          pool
+    └► fan_out_async  asyncio tasks    tasks
+                      executors        executor
+       all of them work off a `Fan`    items, core.fanout
+       which counts                    progress
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from nbflow.core.fanout import DependsOn, resolve
 from nbflow.core.retry import RetryOn, RetryPolicy, seconds
 from nbflow.core.signature import digest
 from nbflow.runtime import active
-from nbflow.runtime.fanout_executor import Executor, run_elsewhere, way_to
-from nbflow.runtime.fanout_items import Failed, Fan, OnFailure, Settings, Skipped
-from nbflow.runtime.fanout_pool import run_threads
-from nbflow.runtime.fanout_tasks import run_tasks
+from nbflow.runtime.fanout.executor import Executor, run_elsewhere, way_to
+from nbflow.runtime.fanout.items import Failed, Fan, OnFailure, Settings, Skipped
+from nbflow.runtime.fanout.pool import run_threads
+from nbflow.runtime.fanout.tasks import run_tasks
 from nbflow.runtime.scope import Scope
 from nbflow.runtime.session import Session
 from nbflow.runtime.steps import DurableFunction, Options
@@ -141,11 +141,10 @@ def map(  # noqa: A001, PLR0913 - `nbflow.map` is what people look for; all but 
         [1, 4, 9]
     """
     plain, options = _unwrapped(function)
-    for what, given in (("name", name), ("key", key)):
-        if given is not None and not (isinstance(given, str) if what == "name" else callable(given)):
-            raise UsageError(
-                f"{what} is {'a text' if what == 'name' else 'a function of an item'}, not {given!r}."
-            )
+    if name is not None and not isinstance(name, str):
+        raise UsageError(f"name is a text, not {name!r}.")
+    if key is not None and not callable(key):
+        raise UsageError(f"key is a function of an item, not {key!r}.")
     called = name or options.name or _name_of(plain)
     listed = _listed(items)
     try:

@@ -22,8 +22,8 @@ from typing import Any
 
 from nbflow.core.model import AnyRecord, StepCompleted
 from nbflow.runtime import attempts
-from nbflow.runtime.fanout_items import GATHERED, SLICE, SLOW, Fan, started
-from nbflow.runtime.guards import guarded
+from nbflow.runtime.fanout.items import GATHERED, SLICE, SLOW, Fan, started
+from nbflow.runtime.policies.guards import guarded
 from nbflow.runtime.scope import entered
 from nbflow.runtime.trying import StepResult, StepSpec, Trial, checkpoint
 from nbflow.runtime.workers import Slot, Workers, released

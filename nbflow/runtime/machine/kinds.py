@@ -17,11 +17,11 @@ from nbflow.core.retry import RetryPolicy, seconds
 from nbflow.core.signature import digest
 from nbflow.core.state_spec import StateSpec
 from nbflow.runtime import modes, trying
-from nbflow.runtime.context import Context, Data
+from nbflow.runtime.machine.context import Context, Data
 from nbflow.runtime.scope import Scope, entered
 
 if TYPE_CHECKING:
-    from nbflow.runtime.machine_runner import Runner
+    from nbflow.runtime.machine.runner import Runner
 
 #: The name under which a cursor is recorded; other names in its checkpoint are data.
 CURSOR = "cursor"
@@ -211,7 +211,7 @@ async def _stepped(visit: Visit, ctx: Context) -> Any:
 
 async def _batch(visit: Visit, ctx: Context) -> Any:
     """Load items once, process each as a step of its own, and finish with the results in the items' order."""
-    from nbflow.runtime.fanout import Settings, fan_out, fan_out_async
+    from nbflow.runtime.fanout.map import Settings, fan_out, fan_out_async
 
     options = visit.state.options
     items = visit.cursor

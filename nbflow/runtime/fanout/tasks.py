@@ -1,6 +1,6 @@
 """Asyncio tasks that work off a fan-out over an async function.
 
-As with threads (`fanout_pool`), quick items share their commits: what is done
+As with threads (`pool`), quick items share their commits: what is done
 within a few milliseconds is one append, and an item that takes longer is on
 record as started.
 """
@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from nbflow.core.model import AnyRecord, StepCompleted
 from nbflow.runtime import attempts
-from nbflow.runtime.fanout_items import GATHERED, SLICE, SLOW, Fan, started
-from nbflow.runtime.guards import guarded_async
+from nbflow.runtime.fanout.items import GATHERED, SLICE, SLOW, Fan, started
+from nbflow.runtime.policies.guards import guarded_async
 from nbflow.runtime.scope import entered
 from nbflow.runtime.trying import StepResult, StepSpec, Trial, checkpoint
 from nbflow.runtime.workers import Workers, released

@@ -20,7 +20,7 @@ from nbflow.core import breaker, rate_limit
 from nbflow.core.errors import CircuitOpen, NbflowError, RateLimited, StepError, StoreError, UsageError
 from nbflow.core.numbers import count
 from nbflow.core.retry import RetryOn, condition, matches, seconds
-from nbflow.runtime.guards import REFUSALS, Policy, attached, guarded, guarded_async, policies_of
+from nbflow.runtime.policies.guards import REFUSALS, Policy, attached, guarded, guarded_async, policies_of
 
 if TYPE_CHECKING:
     from nbflow.runtime.session import Session
@@ -333,7 +333,9 @@ def _sleep(session: Session | None, wait: float) -> None:
     if session is None:
         time.sleep(wait)
         return
-    from nbflow.runtime import waiting  # it imports asyncio, which a script without waits need not pay for
+    from nbflow.runtime.waits import (
+        waiting,
+    )  # it imports asyncio, which a script without waits need not pay for
 
     clock = session.clock
     end = clock.monotonic() + wait  # a token drips as time passes, whatever the wall clock is set to
@@ -346,7 +348,7 @@ async def _sleep_async(session: Session | None, wait: float) -> None:
 
         await asyncio.sleep(wait)
         return
-    from nbflow.runtime import waiting
+    from nbflow.runtime.waits import waiting
 
     clock = session.clock
     end = clock.monotonic() + wait

@@ -25,15 +25,15 @@ from nbflow.core.signature import digest
 from nbflow.core.state_spec import StateSpec
 from nbflow.core.states import CancelReason
 from nbflow.runtime import modes, saga, workers
-from nbflow.runtime.branches import Branches
-from nbflow.runtime.context import Context, Data
 from nbflow.runtime.faces import Face
+from nbflow.runtime.machine.branches import Branches
+from nbflow.runtime.machine.context import Context, Data
+from nbflow.runtime.machine.kinds import Visit, run_task
 from nbflow.runtime.scope import Scope, entered
 from nbflow.runtime.session import Session, StepResult, StepSpec
-from nbflow.runtime.task_kinds import Visit, run_task
 
 if TYPE_CHECKING:
-    from nbflow.runtime.machines import Machine
+    from nbflow.runtime.machine.machine import Machine
 
 
 class Runner:

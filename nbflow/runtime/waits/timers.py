@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 from nbflow.core.errors import UsageError
 from nbflow.core.lengths import length
 from nbflow.core.timers import Timer, instant
-from nbflow.runtime.pending import Wait
 from nbflow.runtime.verbs import verb
-from nbflow.runtime.waiting import wait_until, wait_until_async
+from nbflow.runtime.waits.pending import Wait
+from nbflow.runtime.waits.waiting import wait_until, wait_until_async
 
 #: One name for both kinds: a recorded instant counts, whichever of the two the code says now.
 _KIND = "sleep"

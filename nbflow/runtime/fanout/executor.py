@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from nbflow.core.errors import StepTimeout, UsageError
 from nbflow.core.model import AnyRecord
-from nbflow.runtime.fanout_items import Fan
+from nbflow.runtime.fanout.items import Fan
 from nbflow.runtime.scope import Scope, entered
 from nbflow.runtime.trying import StepResult, Trial
 from nbflow.runtime.workers import limit_of, released

@@ -37,23 +37,24 @@ from nbflow.core.ledger import Amounts
 from nbflow.core.model import RunOpened
 from nbflow.core.signature import digest, short
 from nbflow.core.states import FINAL_RUN_STATES, CancelReason, RunState
-from nbflow.runtime import active, modes, notebook_child, saga
+from nbflow.runtime import active, modes, saga
 from nbflow.runtime.attributes import tag_texts
 from nbflow.runtime.budgets import history_spent, tree_spent
+from nbflow.runtime.children import notebook as notebook_child
+from nbflow.runtime.children.results import SIGNATURE, has_result, record_result, result_of
 from nbflow.runtime.faces import Blocking, Face, Looping, drive
-from nbflow.runtime.results import SIGNATURE, has_result, record_result, result_of
+from nbflow.runtime.machine.tasks import code_of
 from nbflow.runtime.runs import plain_params
 from nbflow.runtime.scope import Scope
 from nbflow.runtime.session import Session, StepResult, StepSpec
 from nbflow.runtime.steps import RESULT, DurableFunction
 from nbflow.runtime.surroundings import around, replayed
-from nbflow.runtime.tasks import code_of
 from nbflow.runtime.verbs import verb
 from nbflow.store.protocol import Store
 from nbflow.values.fingerprint import fingerprint
 
 if TYPE_CHECKING:
-    from nbflow.runtime.machines import Machine
+    from nbflow.runtime.machine.machine import Machine
 
 log = logging.getLogger("nbflow")
 
@@ -436,7 +437,7 @@ def cancel_open(session: Session) -> None:
 
 
 def _cancel(session: Session, run: str) -> None:
-    from nbflow.runtime import cancelling
+    from nbflow.runtime.waits import cancelling
 
     try:
         info = session.store.run(run)

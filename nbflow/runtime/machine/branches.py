@@ -17,8 +17,8 @@ from nbflow.runtime.faces import Face
 from nbflow.values.failures import encode_error
 
 if TYPE_CHECKING:
-    from nbflow.runtime.context import Data
-    from nbflow.runtime.machine_runner import Runner
+    from nbflow.runtime.machine.context import Data
+    from nbflow.runtime.machine.runner import Runner
 
 #: The branches that the code of this thread or task is part of, the innermost last.
 _within: ContextVar[tuple[threading.Event, ...]] = ContextVar("nbflow_branches", default=())

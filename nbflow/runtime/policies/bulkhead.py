@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbflow.core.errors import BulkheadFull
 from nbflow.core.numbers import count
-from nbflow.runtime.guards import Policy
+from nbflow.runtime.policies.guards import Policy
 from nbflow.runtime.workers import released
 
 if TYPE_CHECKING:

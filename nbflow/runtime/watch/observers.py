@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nbflow.core.errors import UsageError
 from nbflow.core.events import CALLBACKS, Event, events_of
 from nbflow.core.model import Entry, RunAttached, RunOpened
-from nbflow.runtime import logs, tracing
+from nbflow.runtime.watch import logs, tracing
 
 if TYPE_CHECKING:
     from nbflow.runtime.recorder import Recorder

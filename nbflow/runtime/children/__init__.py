@@ -1,0 +1,1 @@
+"""Runs that a run starts: machines, functions, and notebooks in kernels of their own."""

@@ -1,0 +1,1 @@
+"""`nbflow.map`: items as steps, worked off by threads, tasks or executors."""

@@ -1,0 +1,1 @@
+"""Waiting inside a run, and the words from outside that end it: sleep, signals, cancel."""

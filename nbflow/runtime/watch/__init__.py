@@ -1,0 +1,1 @@
+"""Who is told what happened in a run: observers, logs, traces."""

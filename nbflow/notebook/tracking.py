@@ -390,4 +390,4 @@ def _is_own(value: Any) -> bool:
         return True
     if kind.__module__.partition(".")[0] != "nbflow":
         return False
-    return "__wrapped__" not in getattr(value, "__dict__", {}) and not hasattr(kind, "_run_as_child")
+    return "__wrapped__" not in getattr(value, "__dict__", {}) and not hasattr(kind, "run_as_child")

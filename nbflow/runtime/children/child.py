@@ -7,7 +7,7 @@ step records it again: a kill between the two costs nothing.
 
 A child on the calling thread keeps the slot of its parent, for it is the one
 that works there; a wait inside it gives the slot back like any other. A
-notebook runs in a kernel of its own (`notebook_child.py`), and the parent
+notebook runs in a kernel of its own (`notebook.py`), and the parent
 waits without a slot.
 """
 
@@ -107,7 +107,7 @@ def workflow_of(target: Any, name: str | None, store: Store) -> Workflow:
     if isinstance(target, (str, Path)):
         path, own = notebook_child.locate(target, store)
         return Workflow(path, name or own, "notebook", code=notebook_child.code_of(path))
-    if hasattr(target, "_run_as_child"):
+    if hasattr(target, "run_as_child"):
         target.validate()  # what cannot run should not have a run either
         version = str(getattr(target, "version", "") or "")
         return Workflow(target, name or str(target.name), "machine", version, version or target.code())
@@ -122,9 +122,10 @@ def workflow_of(target: Any, name: str | None, store: Store) -> Workflow:
     return Workflow(target, name or own, "script", code=code_of(target))
 
 
-async def _child(
+async def run_child(
     face: Face, target: Any, name: str | None, tags: dict[str, str] | None, params: dict[str, Any]
 ) -> Any:
+    """Start a child, or find it again, and return its result; `child` with everything given, through either face."""
     session = active.required()
     workflow = workflow_of(target, name, session.store)
     params, tags = plain_params(params), tag_texts(tags or {})
@@ -297,7 +298,7 @@ async def _call(face: Face, workflow: Workflow, child: Session, params: dict[str
     if workflow.kind == "machine":
         blocking = isinstance(face, Blocking)
         target: Machine = workflow.target
-        begin = target._run_as_child if blocking else target._arun_as_child  # noqa: SLF001 - made for us
+        begin = target.run_as_child if blocking else target.arun_as_child
         return await face.call(begin, child, params)
     return await face.call(functools.partial(workflow.target, **params))
 
@@ -443,7 +444,7 @@ def _cancel(session: Session, run: str) -> None:
         info = session.store.run(run)
         if info.state not in FINAL_RUN_STATES:
             note = f"run {session.run} is cancelled"
-            cancelling._cancel(session.store, info, CancelReason.PARENT, note)  # noqa: SLF001 - of this package
+            cancelling.cancel_run(session.store, info, CancelReason.PARENT, note)
     except (UnknownRun, RunFinished):
         return  # it was never created, or has come to its own end
     except NbflowError:  # a child that cannot be read must not keep its parent from ending
@@ -456,7 +457,7 @@ def _cancel(session: Session, run: str) -> None:
 async def _child_aio(
     workflow: Any, /, *, name: str | None = None, tags: dict[str, str] | None = None, **params: Any
 ) -> Any:
-    return await _child(Looping(), workflow, name, tags, params)
+    return await run_child(Looping(), workflow, name, tags, params)
 
 
 @verb(_child_aio)
@@ -496,6 +497,6 @@ def child(
     """
     face = Blocking()
     try:
-        return drive(_child(face, workflow, name, tags, params))
+        return drive(run_child(face, workflow, name, tags, params))
     finally:
         face.close()

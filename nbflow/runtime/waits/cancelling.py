@@ -69,7 +69,7 @@ def cancel(
         run = Run(active.required())
     place, key = addressed(run, store)
     info = place.run(key)
-    answer = _cancel(place, info, *_why(reason))
+    answer = cancel_run(place, info, *_why(reason))
     own = active.current()
     if own is not None and own.run == info.run:
         own.recorder.take_messages()  # its very next step stops
@@ -120,7 +120,8 @@ def sender() -> str:
     return f"{owner.user}@{owner.host}"
 
 
-def _cancel(store: Store, info: RunInfo, why: CancelReason, note: str) -> Answer:
+def cancel_run(store: Store, info: RunInfo, why: CancelReason, note: str) -> Answer:
+    """Ask for a run to be cancelled, and end it here where nobody owns it; `cancel` with everything found out."""
     if info.state not in FINAL_RUN_STATES:
         said = f"{why}: {note}" if note else str(why)
         message = Message(
@@ -160,7 +161,7 @@ def _end_here(store: Store, info: RunInfo) -> Answer:
     for child in children:
         try:
             note = f"run {info.run} is cancelled"
-            open_children |= _cancel(store, child, CancelReason.PARENT, note) == "requested"
+            open_children |= cancel_run(store, child, CancelReason.PARENT, note) == "requested"
         except (RunFinished, UnknownRun):
             continue  # it came to its own end meanwhile
     if open_children:

@@ -17,6 +17,7 @@ from nbflow.core.model import (
     Owner,
     RunAttached,
     RunChanged,
+    RunInfo,
     RunOpened,
     RunTagged,
     StepCompleted,
@@ -94,6 +95,10 @@ def some_history(chance: random.Random, run: str) -> list[Entry]:
     return entries
 
 
+def newest_first(info: RunInfo) -> tuple[float, str]:
+    return info.created_at, info.run
+
+
 def test_every_view_reads_as_the_fold(tmp_path: Path) -> None:
     """Two hundred random histories: rows of runs, steps and outputs equal the fold's."""
     chance = random.Random(20)
@@ -117,9 +122,9 @@ def test_every_view_reads_as_the_fold(tmp_path: Path) -> None:
         outputs = connection.execute(
             "SELECT run, execution, variable, current FROM outputs ORDER BY run, execution"
         ).fetchall()
-    assert [msgspec.structs.replace(row, alive=None) for row in reversed(rows)] == [
-        history.info() for history in histories.values()
-    ]
+    assert [msgspec.structs.replace(row, alive=None) for row in rows] == sorted(
+        (history.info() for history in histories.values()), key=newest_first, reverse=True
+    )
     infos = [info for history in histories.values() for info in history.steps()]
     assert len(steps) == len(infos) > 500
     for row, info in zip(steps, infos, strict=True):
@@ -155,7 +160,7 @@ def test_the_filters_of_sql_and_of_python_agree(tmp_path: Path) -> None:
         batch.add(
             f"run-{number:03d}", (Frame(entry, encode_entry(entry), bytes(16)) for entry in entries), bytes(8)
         )
-    infos.reverse()
+    infos.sort(key=newest_first, reverse=True)
     queries = [
         RunQuery(limit=None),
         RunQuery(workflow="fl*", limit=None),

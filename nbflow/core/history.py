@@ -34,6 +34,8 @@ from nbflow.core.model import (
 )
 from nbflow.core.states import (
     CANCEL,
+    COMPENSATE,
+    COMPENSATION,
     FINAL_RUN_STATES,
     FINAL_STEP_STATES,
     WAITING_KINDS,
@@ -43,7 +45,7 @@ from nbflow.core.states import (
 )
 
 
-@dataclass
+@dataclass(slots=True)
 class Execution:
     """One execution of a step: how it began, how it ended, what it can continue from."""
 
@@ -106,6 +108,8 @@ class History:
     cancelling: str | None = None
     mailbox: Mailbox = field(default_factory=Mailbox)
     ledger: Ledger = field(default_factory=Ledger)
+    #: Whether any step can be undone, or a rollback was begun.
+    undoable: bool = False
     published: dict[str, Any] = field(default_factory=dict)
     #: The newest cursor of each step, whichever execution recorded it.
     cursors: dict[str, StepCursor] = field(default_factory=dict)
@@ -130,8 +134,11 @@ class History:
             self.executions[entry.seq] = execution
             self._open.add(entry.seq)
             self.by_step.setdefault(record.step, []).append(execution)
+            if record.detail and (COMPENSATE in record.detail or record.step_kind == COMPENSATION):
+                self.undoable = True
         elif isinstance(record, StepCompleted):
-            execution = self.executions[execution_of(entry)]
+            number = record.execution  # see `execution_of`, which costs a call
+            execution = self.executions[number if number > 0 else entry.seq + number]
             if execution.state in FINAL_STEP_STATES:
                 return  # terminal states never change; the first end counts
             self._open.discard(execution.number)

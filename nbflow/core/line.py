@@ -18,7 +18,6 @@ STATE = "state"
 LINE = "line"
 KIND = "kind"
 DUE_AT = "due_at"
-COMPENSATE = "compensate"
 FINAL = "final"
 #: The kind of the step that brings a run to another version of its machine.
 MIGRATION = "migration"

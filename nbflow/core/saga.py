@@ -20,14 +20,10 @@ import msgspec
 
 from nbflow.core.history import Execution, History
 from nbflow.core.model import ErrorInfo, StepForgotten
-from nbflow.core.states import StepState
+from nbflow.core.states import COMPENSATE, COMPENSATION, StepState
 
-#: The kind of steps that undo others, and of the rollback around them.
-COMPENSATION = "compensation"
 #: The name of the step around all that one rollback undoes.
 ROLLBACK = "rollback"
-#: Detail key of a step that can be undone: the name under which its compensator is found again.
-COMPENSATE = "compensate"
 #: Detail key of an undo: the number of the execution that it undoes.
 OF = "of"
 #: Detail keys of a rollback: the error that made it necessary, and why somebody asked for it.

@@ -49,6 +49,12 @@ class CancelReason(StrEnum):
 #: The topic of an inbox message that asks for the run to be cancelled; its payload holds `reason` and `note`.
 CANCEL = "cancel"
 
+#: Detail key of a step that can be undone: the name under which its compensator is found again.
+COMPENSATE = "compensate"
+
+#: The kind of steps that undo others, and of the rollback around them.
+COMPENSATION = "compensation"
+
 #: Kinds of steps that wait for something outside instead of computing: open, they are waiting and not running.
 WAITING_KINDS = frozenset({"sleep", "signal", "gate", "child"})
 

@@ -21,8 +21,7 @@ from nbflow.core.model import (
     StepCompleted,
     StepForgotten,
 )
-from nbflow.core.saga import COMPENSATE
-from nbflow.core.states import FINAL_RUN_STATES
+from nbflow.core.states import COMPENSATE, FINAL_RUN_STATES
 from nbflow.runtime import active
 from nbflow.runtime.budgets import CHARGED
 from nbflow.runtime.runs import Run

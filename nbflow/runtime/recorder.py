@@ -74,6 +74,10 @@ class Recorder:
     def _remember(self, first: int, records: tuple[AnyRecord, ...]) -> None:
         now = self.clock.now()
         with self._lock:
+            if len(records) == 1 and first == self._whole + 1 and not self._early and not self._listeners:
+                self.history.add(Entry(first, now, records[0]))  # by far the most frequent case
+                self._whole = first
+                return
             for place, record in enumerate(records):
                 self._take(Entry(first + place, now, record))
         if self._listeners:
@@ -85,7 +89,7 @@ class Recorder:
             return  # `settle` found it in the journal meanwhile
         self.history.add(entry)
         if entry.seq == self._whole + 1 and not self._early:
-            self._whole = entry.seq  # by far the most frequent case
+            self._whole = entry.seq
             if self._listeners:
                 self._to_tell.append(entry)
             return

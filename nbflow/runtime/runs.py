@@ -6,16 +6,18 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nbflow.core.errors import LeaseLost, RunCancelled, UsageError
 from nbflow.core.states import RunState
-from nbflow.runtime import active, saga
-from nbflow.runtime.attributes import tag_texts
+from nbflow.runtime import active
 from nbflow.runtime.session import Session
 from nbflow.store.protocol import Store
+
+if TYPE_CHECKING:
+    from nbflow.runtime.saga import Find
 
 
 class Run:
@@ -123,7 +125,7 @@ def run(
         kind="script",
         params=plain_params(params),
         version="" if version is None else str(version),
-        tags=tag_texts(tags or {}),
+        tags=_tag_texts(tags) if tags else None,
         new=new,
         run=resume,
         steal=steal,
@@ -133,7 +135,7 @@ def run(
 
 
 @contextmanager
-def conducted(session: Session, find: saga.Find | None = None) -> Iterator[None]:
+def conducted(session: Session, find: Find | None = None) -> Iterator[None]:
     """Make an attached run the current one for the body of a with statement, and record how it ended.
 
     `find` tells what undoes a step that the registry of compensators does not know.
@@ -141,8 +143,7 @@ def conducted(session: Session, find: saga.Find | None = None) -> Iterator[None]
     active.add(session)
     token = active.enter(session)
     try:
-        saga.resume_rollback(session, find)
-        if not saga.compensatable(session.history):  # to undo, the body's functions have to be there first
+        if not _resumed_rollback(session, find):  # to undo, the body's functions have to be there first
             session.check()  # a cancel that came while nobody ran it: replaying steps would not ask
         with session.within(session.root):
             yield
@@ -150,6 +151,8 @@ def conducted(session: Session, find: saga.Find | None = None) -> Iterator[None]
     except LeaseLost:
         raise
     except Exception as error:
+        from nbflow.runtime import saga
+
         failure = saga.fail(session, error, find)
         if isinstance(failure, RunCancelled):
             session.finish(RunState.CANCELLED, reason=failure.reason, error=failure)
@@ -167,6 +170,16 @@ def conducted(session: Session, find: saga.Find | None = None) -> Iterator[None]
         active.leave(token)
         active.remove(session)
         session.close()
+
+
+def _resumed_rollback(session: Session, find: Find | None) -> bool:
+    """Carry on what a rollback left; tell whether something could still be undone."""
+    if not session.history.undoable:
+        return False
+    from nbflow.runtime import saga
+
+    saga.resume_rollback(session, find)
+    return bool(saga.compensatable(session.history))
 
 
 def rollback(reason: str = "") -> list[str]:
@@ -198,6 +211,8 @@ def rollback(reason: str = "") -> list[str]:
         >>> len(undone)
         1
     """
+    from nbflow.runtime import saga
+
     return saga.rollback(active.required(), None, reason=reason)
 
 
@@ -210,6 +225,12 @@ def current_run() -> Run | None:
     """
     session = active.current()
     return Run(session) if session is not None else None
+
+
+def _tag_texts(tags: dict[str, Any]) -> dict[str, str]:
+    from nbflow.runtime.attributes import tag_texts
+
+    return tag_texts(tags)
 
 
 def _store(place: str | Path | None) -> Store:

@@ -19,7 +19,7 @@ from nbflow.core.history import Execution
 from nbflow.core.retry import RetryPolicy
 from nbflow.core.saga import compensatable, rolled_back_at
 from nbflow.core.signature import digest
-from nbflow.core.states import StepState
+from nbflow.core.states import COMPENSATE, COMPENSATION, StepState
 from nbflow.runtime.scope import Scope, entered
 from nbflow.runtime.session import Session, shielded
 from nbflow.runtime.trying import StepResult, StepSpec
@@ -75,7 +75,7 @@ def register(function: Compensatable, *, replace: bool = True) -> None:
 
 
 def _registered(execution: Execution) -> Compensatable | None:
-    known_as = str(execution.started.detail.get(saga.COMPENSATE))
+    known_as = str(execution.started.detail.get(COMPENSATE))
     return _registry.get(known_as) or _registry.get(execution.started.name)
 
 
@@ -149,7 +149,7 @@ class _Rollback:
         self._spec = StepSpec(
             step=key,
             name=saga.ROLLBACK,
-            kind=saga.COMPENSATION,
+            kind=COMPENSATION,
             signature=digest(saga.ROLLBACK, key),
             parent=session.scope().step or None,
             detail=saga.rollback_detail(encode_error(error) if error is not None else None, reason),
@@ -199,7 +199,7 @@ class _Rollback:
         spec = StepSpec(
             step=key,
             name=f"undo {execution.started.name}",
-            kind=saga.COMPENSATION,
+            kind=COMPENSATION,
             signature=digest("undo", key),
             retry=retry,
             parent=self._spec.step,
@@ -235,7 +235,7 @@ class _Rollback:
             values = session.restore(execution)
             raise StepError(
                 f"Step {execution.started.step} of run {session.run} cannot be undone: "
-                f"{execution.started.detail.get(saga.COMPENSATE)} has no compensator in this program.",
+                f"{execution.started.detail.get(COMPENSATE)} has no compensator in this program.",
                 run=session.run,
                 step=execution.started.step,
                 output=values.get("return", values),

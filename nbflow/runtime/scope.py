@@ -10,6 +10,9 @@ from __future__ import annotations
 import threading
 from contextvars import ContextVar
 
+#: One for all scopes: it is held for a dictionary's moment, and every call makes a scope.
+_counting = threading.Lock()
+
 
 class Scope:
     """The calls under one enclosing step: `name` begins their keys ("" for the run itself), `step` is its key.
@@ -21,19 +24,18 @@ class Scope:
     def __init__(self, name: str = "", step: str | None = None) -> None:
         self.name = name
         self.step = name if step is None else step
-        self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
 
     def occurrence(self, call: str) -> int:
         """Count one more call of this name and signature here; return how many came before it."""
-        with self._lock:
+        with _counting:
             number = self._counts.get(call, 0)
             self._counts[call] = number + 1
         return number
 
     def give_back(self, call: str, number: int) -> None:
         """Uncount a call that failed, if none came after it: calling it again is another try at the same step."""
-        with self._lock:
+        with _counting:
             if self._counts.get(call) == number + 1:
                 self._counts[call] = number
 

@@ -39,7 +39,7 @@ from nbflow.runtime.recorder import Recorder
 from nbflow.runtime.scope import Scope, enclosing, entered
 from nbflow.runtime.surroundings import Surroundings
 from nbflow.runtime.trying import OnError, StepResult, StepSpec
-from nbflow.runtime.watch import observers
+from nbflow.runtime.watch import hooks
 from nbflow.store.protocol import RunLog, Store
 from nbflow.store.system_clock import SystemClock
 from nbflow.values.codec import decode
@@ -88,6 +88,8 @@ class Session:
         self._active = self.root
         self._closed = False
         self._looked = -math.inf
+        #: Whether steps are to be forgotten and read back, see `modes`; looked up once, as every step asks.
+        self.evicting = modes.current() == "evict"
         #: Held by who takes a signal out of the mailbox until that is recorded: each is consumed once.
         self.consuming = threading.RLock()
         #: Called before every step but those that undo; one that raises keeps the step from starting.
@@ -99,7 +101,7 @@ class Session:
         #: What moves with a call besides its result; the notebook layer sets it.
         self.surroundings: Surroundings | None = None
         self.resumed = any(execution.completed for execution in self.history.executions.values())
-        observers.opened(self)
+        hooks.opened(self)
 
     @property
     def history(self) -> History:
@@ -262,7 +264,7 @@ class Session:
         return self._evicted(execution)
 
     def _evicted(self, execution: Execution) -> Execution:
-        if modes.current() == "evict" and (execution.number <= EVICT_EVERY or execution.number % 100 < 2):
+        if self.evicting and (execution.number <= EVICT_EVERY or execution.number % 100 < 2):
             self.recorder.reread()
             return self.history.executions[execution.number]
         return execution
@@ -280,7 +282,7 @@ class Session:
         now = time.monotonic()
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
-            observers.refresh(self)
+            hooks.refresh(self)
             self.check()
         elif self.history.cancelling is not None:
             self.check()
@@ -288,8 +290,9 @@ class Session:
             stop()
         session: Session | None = self
         while session is not None:  # what limits a run limits its children
-            for guard in tuple(session.guards):
-                guard(spec)
+            if session.guards:
+                for guard in tuple(session.guards):
+                    guard(spec)
             session = session.parent
 
     def check(self) -> None:
@@ -392,7 +395,7 @@ class Session:
         """Give the lease up and leave the run as it is, to be carried on later. Closing twice is fine."""
         if not self._closed:
             self._closed = True
-            observers.closed(self)
+            hooks.closed(self)
             self.log.release()
 
 

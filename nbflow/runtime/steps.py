@@ -15,11 +15,12 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from nbflow.core.errors import NoActiveRun, UsageError
 from nbflow.core.history import Execution
+from nbflow.core.model import Struct
 from nbflow.core.retry import RetryPolicy, seconds
-from nbflow.core.saga import COMPENSATE
 from nbflow.core.signature import digest, short
-from nbflow.runtime import active, modes, saga
-from nbflow.runtime.policies.limits import Policy, policies_of
+from nbflow.core.states import COMPENSATE
+from nbflow.runtime import active
+from nbflow.runtime.policies.guards import Policy, policies_of
 from nbflow.runtime.scope import Scope, entered
 from nbflow.runtime.session import Session, StepResult, StepSpec
 from nbflow.runtime.surroundings import around, replayed
@@ -49,8 +50,7 @@ class Options:
     policies: tuple[Policy, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(Struct, frozen=True):
     """Where a call stands in the scope around it, and the scope that its own body gets."""
 
     outer: Scope
@@ -108,7 +108,7 @@ class DurableFunction(Generic[P, R]):
         except BaseException:
             place.give_back()
             raise
-        return cast("R", session.restore(execution)[RESULT]) if modes.current() == "evict" else value[0]
+        return cast("R", session.restore(execution)[RESULT]) if session.evicting else value[0]
 
     async def _call_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         session, spec, place = self._prepare(args, kwargs)
@@ -131,7 +131,7 @@ class DurableFunction(Generic[P, R]):
         except BaseException:
             place.give_back()
             raise
-        return session.restore(execution)[RESULT] if modes.current() == "evict" else value[0]
+        return session.restore(execution)[RESULT] if session.evicting else value[0]
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method does; `self` is one of the arguments."""
@@ -244,9 +244,10 @@ def _fingerprints(captured: dict[str, Any]) -> list[bytes]:
 def _durable_function(plain: Callable[..., Any], options: Options) -> DurableFunction[..., Any]:
     function: DurableFunction[..., Any] = DurableFunction(plain, options)
     if options.compensate is not None:
-        saga.register(
-            function, replace=False
-        )  # what a checkpoint holds may be older than what is defined now
+        from nbflow.runtime import saga
+
+        # What a checkpoint holds may be older than what is defined now.
+        saga.register(function, replace=False)
     return function
 
 
@@ -362,6 +363,8 @@ def durable(  # noqa: PLR0913 - what a function may be told; all by name
             raise UsageError("Put @durable below @staticmethod or @classmethod.")
         made: DurableFunction[..., Any] = DurableFunction(plain, options)
         if compensate is not None:
+            from nbflow.runtime import saga
+
             saga.register(made)
         return made
 

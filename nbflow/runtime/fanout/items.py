@@ -17,9 +17,8 @@ from nbflow.core.fanout import Frontier
 from nbflow.core.history import Execution
 from nbflow.core.model import AnyRecord, ErrorInfo, StepEnded, StepStarted
 from nbflow.core.retry import RetryPolicy
-from nbflow.core.saga import COMPENSATE
 from nbflow.core.signature import digest, short
-from nbflow.core.states import StepState
+from nbflow.core.states import COMPENSATE, StepState
 from nbflow.runtime import modes
 from nbflow.runtime.fanout.progress import Progress
 from nbflow.runtime.policies.guards import Policy

@@ -15,7 +15,7 @@ from nbflow.core.signature import digest, short
 from nbflow.core.state_spec import Kind, StateSpec
 from nbflow.core.timers import instant
 from nbflow.runtime.machine.tasks import Handler, Task
-from nbflow.runtime.policies.limits import policies_of
+from nbflow.runtime.policies.guards import policies_of
 from nbflow.runtime.watch import observers
 from nbflow.runtime.workers import limit_of
 

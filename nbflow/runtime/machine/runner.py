@@ -23,7 +23,7 @@ from nbflow.core.outcomes import Branch, Split
 from nbflow.core.retry import RetryPolicy
 from nbflow.core.signature import digest
 from nbflow.core.state_spec import StateSpec
-from nbflow.core.states import CancelReason
+from nbflow.core.states import COMPENSATE, CancelReason
 from nbflow.runtime import modes, saga, workers
 from nbflow.runtime.faces import Face
 from nbflow.runtime.machine.branches import Branches
@@ -223,7 +223,7 @@ class Runner:
 
         detail: dict[str, Any] = {lines.LINE: line.name, "kind": state.kind, **visit.when()}
         if state.compensate is not None:
-            detail[lines.COMPENSATE] = state.label
+            detail[COMPENSATE] = state.label
         spec = StepSpec(
             step=key,
             name=state.label,
@@ -418,7 +418,7 @@ class Runner:
 
     def undo_of(self, execution: Execution) -> Callable[[], object] | None:
         """Return what undoes a completed state: its compensator over the data as that state had left it."""
-        label = execution.started.detail.get(lines.COMPENSATE)
+        label = execution.started.detail.get(COMPENSATE)
         if execution.started.step_kind != lines.STATE or label is None:
             return None
         state = self.definition.specs.get(str(label))

@@ -7,7 +7,6 @@ call now and then, finds logging and tracing that were set up later.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import threading
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nbflow.core.errors import UsageError
 from nbflow.core.events import CALLBACKS, Event, events_of
 from nbflow.core.model import Entry, RunAttached, RunOpened
-from nbflow.runtime.watch import logs, tracing
+from nbflow.runtime.watch import hooks, logs, tracing
 
 if TYPE_CHECKING:
     from nbflow.runtime.recorder import Recorder
@@ -166,7 +165,6 @@ class _Feed:
 telling: ContextVar[bool] = ContextVar("nbflow_telling", default=False)
 
 _lock = threading.RLock()
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 _feeds: weakref.WeakKeyDictionary[Session, _Feed] = weakref.WeakKeyDictionary()
 _everywhere: tuple[_Told, ...] = ()
 #: Logging and tracing, as far as they are set up in this process.
@@ -222,7 +220,7 @@ def observe(observer: object) -> Observation:
     told = _Told(observer)
     with _lock:
         _everywhere += (told,)
-        for session in tuple(_sessions):
+        for session in tuple(hooks.sessions):
             _add(session, told)
     return Observation(told, _forget)
 
@@ -250,7 +248,6 @@ def attach(session: Session, observer: object) -> Observation:
 def opened(session: Session) -> None:
     """Count a session in, and tell those who observe how it came by its run."""
     with _lock:
-        _sessions.add(session)
         _look()
         all_told = (*_built_in.values(), *_everywhere)
         for told in all_told:
@@ -273,7 +270,6 @@ def refresh(session: Session) -> None:
 def closed(session: Session) -> None:
     """Count a session out; what keeps something open for its run lets go of it."""
     with _lock:
-        _sessions.discard(session)
         feed = _feeds.pop(session, None)
     if feed is not None:
         session.recorder.unlisten(feed)
@@ -314,7 +310,7 @@ def _forget(told: _Told) -> None:
     global _everywhere  # noqa: PLW0603 - one a process
     with _lock:
         _everywhere = tuple(other for other in _everywhere if other is not told)
-        for session in tuple(_sessions):
+        for session in tuple(hooks.sessions):
             _drop(session, told)
 
 
@@ -358,7 +354,7 @@ def _callbacks(observer: object) -> dict[str, Callable[[Event], None]]:
     for name in _own_names(observer):
         if name in known:
             continue
-        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+        close = _close(name.lower(), known, n=1, cutoff=0.75)
         hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}."
         raise UsageError(f"{who} has a method {name}, which nothing calls.", hint=hint)
     calls: dict[str, Callable[[Event], None]] = {}
@@ -403,4 +399,10 @@ def _own_names(observer: object) -> list[str]:
 
 
 def _slip(name: str, known: set[str]) -> bool:
-    return bool(difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.8))
+    return bool(_close(name.lower(), known, n=1, cutoff=0.8))
+
+
+def _close(word: str, known: Iterable[str], n: int, cutoff: float) -> list[str]:
+    import difflib  # 3 ms, for a slip of the pen
+
+    return difflib.get_close_matches(word, list(known), n=n, cutoff=cutoff)

@@ -13,6 +13,8 @@ import sys
 import nbflow
 from nbflow import Again, Branch, Continue, Join, Machine, Split
 from nbflow.runtime.scope import enclosing
+from nbflow.store.local import process_store
+from nbflow.store.protocol import RunQuery
 
 effects = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
@@ -146,5 +148,12 @@ def loop(ctx):
 
 
 if __name__ == "__main__":
-    end = machine.run(store=sys.argv[1])
-    print(json.dumps({"end": end, "data": machine.results(store=sys.argv[1])}))
+    place = process_store(sys.argv[1])
+    # A process that was killed behind the end of the run must not begin another one.
+    begun = place.newest_open("steps") or next(iter(place.runs(RunQuery(workflow="steps", limit=1))), None)
+    end = machine.resume(begun.run, store=place) if begun is not None else machine.run(store=place)
+    print(
+        json.dumps(
+            {"end": end, "data": machine.results(begun.run if begun is not None else None, store=place)}
+        )
+    )

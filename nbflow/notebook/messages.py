@@ -64,7 +64,26 @@ def render_error(error: NbflowError) -> list[str]:
     where = _user_line(error)
     if where:
         lines.append(f"\x1b[2m{where}\x1b[0m")
-    return lines
+    return [*lines, *_cause(error)]
+
+
+def _cause(error: BaseException) -> list[str]:
+    """Return the traceback of the user's own error behind one of nbflow's, from the user's code on; [] without one."""
+    from IPython.core.getipython import get_ipython
+
+    cause = error.__cause__
+    while isinstance(cause, NbflowError):
+        cause = cause.__cause__
+    shell = get_ipython()
+    if cause is None or shell is None:
+        return []
+    frames = cause.__traceback__
+    while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith("nbflow."):
+        frames = frames.tb_next
+    if frames is None:
+        return []
+    shown: list[str] = shell.InteractiveTB.structured_traceback(type(cause), cause, frames, tb_offset=0)
+    return ["", *shown]
 
 
 def _user_line(error: BaseException) -> str:

@@ -112,7 +112,18 @@ class Kernel:
         self.start()
 
     def start(self) -> None:
-        """Start a fresh kernel process."""
+        """Start a fresh kernel process; again where another one took a port of its between choosing and binding."""
+        for _ in range(2):
+            try:
+                self._start()
+                return
+            except RuntimeError as error:
+                if "died before replying" not in str(error):
+                    raise
+                self._close()
+        self._start()
+
+    def _start(self) -> None:
         self.manager = KernelManager()
         self.manager._kernel_spec = KernelSpec(
             argv=[self.python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.notebook.kernel import Kernel
 
 
@@ -52,3 +54,29 @@ def test_system_exit_ends_the_cell_and_not_the_kernel(kernel: Kernel) -> None:
     kernel.run("%%durable leave\nraise SystemExit('bye')")
     assert kernel.run("1 + 1").result == "2"
     assert kernel.run("%%durable stay\nx = sum([1, 1])").ok
+
+
+MACHINE = """\
+%load_ext nbflow
+import nbflow
+machine = nbflow.Machine("m", ["a", "b"], initial="a", final={"b"})
+@machine.state("a")
+def a(ctx):
+    return {"b": 1}[ctx.key]
+
+def divide(n):
+    return 1 / n
+"""
+
+
+def test_an_error_inside_a_machine_or_map_shows_the_users_own_lines(kernel: Kernel) -> None:
+    """What nbflow says of it comes first, then the error itself, from the task or item on."""
+    assert kernel.run(MACHINE).ok
+    for source, error, line in (
+        ("machine.run(key='x')", "KeyError", "line 6, in a(ctx)"),
+        ("nbflow.map(divide, [1, 0])", "ZeroDivisionError", "line 9, in divide(n)"),
+    ):
+        text = "\n".join(kernel.run(source).errors[0]["traceback"])
+        text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+        assert error in text and line in text, text
+        assert "nbflow/runtime" not in text and source in text

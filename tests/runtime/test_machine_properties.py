@@ -92,6 +92,7 @@ def test_a_machine_in_trouble_ends_like_an_undisturbed_one(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("face", FACES)
 @settings(max_examples=1500, deadline=None, suppress_health_check=RELAXED)
 @given(plan=plans(depth=2, most=5), trouble=troubles(most=10))
@@ -134,6 +135,7 @@ def test_so_does_one_over_a_real_store(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("face", FACES)
 @settings(max_examples=150, deadline=None, suppress_health_check=RELAXED)
 @given(plan=plans(depth=2), trouble=FILE_TROUBLES)
@@ -337,6 +339,7 @@ def test_a_final_state_stays_whatever_runs_into_it(face: str) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("face", FACES)
 def test_a_final_state_stays_in_many_races(face: str) -> None:
     """The same 400 times."""

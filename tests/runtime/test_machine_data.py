@@ -177,3 +177,35 @@ def test_a_migration_that_failed_is_tried_again_from_the_same_state(face: str) -
         go(machine, store, face)
     assert "end" == go(machine, store, face)
     assert ["a", "a"] == labels
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_they_part_too_where_the_changed_object_is_set_again(face: str) -> None:
+    """Setting a name to the object that was read and changed in place makes no difference to the others."""
+
+    def first(ctx: Any, _cut: Any) -> str:
+        ctx.rows = [1]
+        ctx.both = [ctx.rows]
+        return "second"
+
+    def second(ctx: Any, _cut: Any) -> str:
+        rows = ctx.rows
+        rows.append(2)
+        ctx.rows = rows
+        return "third"
+
+    def third(ctx: Any, cut: Any) -> str:
+        cut()
+        ctx.seen = [list(each) for each in ctx.both]
+        return "end"
+
+    calm, disturbed = twice(
+        {
+            "first": (first, {"to": "second"}),
+            "second": (second, {"to": "third"}),
+            "third": (third, {"to": "end"}),
+        },
+        face,
+    )
+    assert calm == disturbed
+    assert ([1, 2], [[1]]) == (calm["rows"], calm["seen"])

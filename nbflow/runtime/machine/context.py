@@ -57,7 +57,9 @@ class Data(MutableMapping[str, Any]):
         self._borrowed: dict[str, tuple[Any, bytes]] = {}
         self._known: dict[str, bytes] = {}
         self._set: set[str] = set()
-        self._read: set[str] = set()
+        #: The objects that were read since the last `recorded`, as `_known` fingerprints them; set again or not.
+        self._read: dict[str, Any] = {}
+        self._changed_in_place = False
         self._deleted: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
@@ -73,8 +75,8 @@ class Data(MutableMapping[str, Any]):
             raise KeyError(name)
         if name not in self._set and not isinstance(value, _IMMUTABLE):
             if name not in self._read:
-                self._known.setdefault(name, fingerprint(value).digest)
-            self._read.add(name)
+                self._known[name] = fingerprint(value).digest
+                self._read[name] = value
         return value
 
     def _restored(self, execution: Execution) -> dict[str, Any]:
@@ -137,9 +139,12 @@ class Data(MutableMapping[str, Any]):
     def changed(self) -> dict[str, Any]:
         """Return what was set or changed in place since the last `recorded`, by name."""
         touched = {name: self._values[name] for name in sorted(self._set)}
-        for name in sorted(self._read - self._set):
-            if fingerprint(self._values[name]).digest != self._known[name]:
-                touched[name] = self._values[name]
+        self._changed_in_place = False
+        for name, value in sorted(self._read.items(), key=lambda item: item[0]):
+            if fingerprint(value).digest != self._known[name]:
+                self._changed_in_place = True
+                if name not in self._set and name not in self._deleted:
+                    touched[name] = value
         for name, (value, known) in self._borrowed.items():
             if name not in self and name not in self._deleted and fingerprint(value).digest != known:
                 touched[name] = value
@@ -152,7 +157,7 @@ class Data(MutableMapping[str, Any]):
         not read and so are not recorded again. Those are restored when they are
         read next: what a task finds must not depend on whether the process died.
         """
-        if any(name not in self._set for name in names):
+        if self._changed_in_place:
             self._drop(
                 {name for name, value in self._values.items() if not isinstance(value, _IMMUTABLE)}
                 - set(names)
@@ -161,13 +166,14 @@ class Data(MutableMapping[str, Any]):
     def _drop(self, names: Collection[str]) -> None:
         for name in names:
             self._values.pop(name, None)
-            self._read.discard(name)
+            self._read.pop(name, None)
             self._known.pop(name, None)
         self._loaded.clear()
 
     def recorded(self, execution: Execution | None, names: Mapping[str, Any]) -> None:
         """Note that the changes are on disk, in this execution's checkpoint."""
         self.kept(names)
+        self._changed_in_place = False
         for name in self._deleted:
             self._sources.pop(name, None)
             self._inherited.pop(name, None)

@@ -8,7 +8,7 @@ from contextvars import ContextVar, Token
 
 from nbflow.core.errors import NoActiveRun, UsageError
 from nbflow.runtime.session import Session
-from nbflow.runtime.watch.observers import telling
+from nbflow.runtime.watch.hooks import telling
 
 _lock = threading.Lock()
 _open: list[Session] = []

@@ -73,10 +73,9 @@ class Data(MutableMapping[str, Any]):
             value = self._values[name] = (found if branch is None else found[lines.BRANCHES][branch])[name]
         else:
             raise KeyError(name)
-        if name not in self._set and not isinstance(value, _IMMUTABLE):
-            if name not in self._read:
-                self._known[name] = fingerprint(value).digest
-                self._read[name] = value
+        if name not in self._set and not isinstance(value, _IMMUTABLE) and name not in self._read:
+            self._known[name] = fingerprint(value).digest
+            self._read[name] = value
         return value
 
     def _restored(self, execution: Execution) -> dict[str, Any]:

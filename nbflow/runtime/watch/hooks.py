@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
 #: The open sessions of this process.
 sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+#: Whether this context is a callback of an observer: what it recorded would be told to it, without end.
+telling: ContextVar[bool] = ContextVar("nbflow_telling", default=False)
 
 _OBSERVERS = "nbflow.runtime.watch.observers"
 

@@ -12,7 +12,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +19,7 @@ from nbflow.core.errors import UsageError
 from nbflow.core.events import CALLBACKS, Event, events_of
 from nbflow.core.model import Entry, RunAttached, RunOpened
 from nbflow.runtime.watch import hooks, logs, tracing
+from nbflow.runtime.watch.hooks import telling
 
 if TYPE_CHECKING:
     from nbflow.runtime.recorder import Recorder
@@ -160,9 +160,6 @@ class _Feed:
         self.wanted = frozenset().union(*(observer.wanted for observer in told))
         self.told = told
 
-
-#: Whether this context is a callback of an observer: what it recorded would be told to it, without end.
-telling: ContextVar[bool] = ContextVar("nbflow_telling", default=False)
 
 _lock = threading.RLock()
 _feeds: weakref.WeakKeyDictionary[Session, _Feed] = weakref.WeakKeyDictionary()

@@ -6,7 +6,7 @@ import html
 import traceback
 from typing import Any
 
-from nbflow.core.errors import NbflowError
+from nbflow.core.errors import ChildFailed, CompensationFailed, ItemsFailed, JoinFailed, NbflowError
 from nbflow.notebook.amounts import duration, moment
 
 #: Metadata that marks an output as nbflow's own words, for tools that compare or strip outputs.
@@ -67,10 +67,16 @@ def render_error(error: NbflowError) -> list[str]:
     return [*lines, *_cause(error)]
 
 
+#: What these say is that the user's own code failed somewhere else than in the line that is shown.
+_ABOUT_USERS = (ChildFailed, CompensationFailed, ItemsFailed, JoinFailed)
+
+
 def _cause(error: BaseException) -> list[str]:
     """Return the traceback of the user's own error behind one of nbflow's, from the user's code on; [] without one."""
     from IPython.core.getipython import get_ipython
 
+    if not isinstance(error, _ABOUT_USERS):
+        return []  # the cause is our own business, and the sentence says it
     cause = error.__cause__
     while isinstance(cause, NbflowError):
         cause = cause.__cause__

@@ -11,10 +11,10 @@ from nbflow.core.model import RunPublished
 from nbflow.core.signature import short
 from nbflow.runtime import active
 from nbflow.runtime.attributes import tag_texts
+from nbflow.runtime.children.results import values_of
 from nbflow.runtime.runs import Run
 from nbflow.store.local import process_store
 from nbflow.store.protocol import RunQuery, Store
-from nbflow.values.codec import decode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,8 +183,7 @@ def output(
     if checkpoint is None:
         values: dict[str, Any] = {}
     else:
-        refs = {ref.digest: ref for ref in checkpoint.leaves}
-        values = decode(checkpoint, lambda digest: place.leaf(run_id, refs[digest]))
+        values = values_of(place, run_id, checkpoint)
     if name is None:
         return values
     if name not in values:

@@ -333,7 +333,7 @@ def durable(  # noqa: PLR0913 - what a function may be told; all by name
     policy = (
         retries
         if isinstance(retries, RetryPolicy)
-        else RetryPolicy(retries=retries, delay=seconds(delay) or 0.0, retry_on=_condition(retry_on))
+        else RetryPolicy(retries=retries, delay=seconds(delay) or 0.0, retry_on=retry_on)
     )
     if compensate is not None and not callable(compensate):
         raise UsageError(f"compensate is a function that undoes a call, not {compensate!r}.")
@@ -380,11 +380,3 @@ def _texts(name: object, version: object) -> tuple[str | None, str | None]:
     if version is not None and not isinstance(version, str):
         raise UsageError(f"The version of a durable function is a text or a number, not {version!r}.")
     return name, version
-
-
-def _condition(
-    retry_on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool],
-) -> tuple[type[BaseException], ...] | Callable[[BaseException], bool]:
-    if isinstance(retry_on, type):
-        return (retry_on,)
-    return retry_on

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from nbflow.core.history import History
-from nbflow.core.model import StepCompleted, StepStarted
+from nbflow.core.model import Checkpoint, StepCompleted, StepStarted
 from nbflow.core.signature import digest
 from nbflow.runtime import trying
 from nbflow.runtime.session import Session
@@ -54,8 +54,17 @@ def result_of(store: Store, run: str, history: History | None = None) -> Any:
     if execution is not None and execution.completed is not None:
         checkpoint = execution.completed.checkpoint
         assert checkpoint is not None
-        refs = {ref.digest: ref for ref in checkpoint.leaves}
-        return decode(checkpoint, lambda each: store.leaf(run, refs[each]))[RESULT]
+        return values_of(store, run, checkpoint)[RESULT]
     if history.opened is not None and history.opened.workflow_kind == "notebook":
         return dict(history.published)
     return None
+
+
+def values_of(store: Store, run: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the values of a checkpoint by name, without holding the run.
+
+    Raises:
+        CannotRestore, CorruptLeaf: a value cannot be rebuilt.
+    """
+    refs = {ref.digest: ref for ref in checkpoint.leaves}
+    return decode(checkpoint, lambda digest: store.leaf(run, refs[digest]))

@@ -145,7 +145,7 @@ class Design:
             else RetryPolicy(
                 retries=retries,
                 delay=seconds(delay) or 0.0,
-                retry_on=(retry_on,) if isinstance(retry_on, type) else retry_on,
+                retry_on=retry_on,
             )
         )
         limit = seconds(timeout)

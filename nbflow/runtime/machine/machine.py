@@ -166,7 +166,7 @@ class Machine(Design):
         last in the step that asks (an item of a map, say), else in this process,
         else the newest of this machine.
         """
-        from nbflow.values.codec import decode
+        from nbflow.runtime.children.results import values_of
 
         session = active.current() if store is None else None
         place = _store(store) if session is None else session.store
@@ -179,11 +179,7 @@ class Machine(Design):
             assert source.completed is not None
             assert source.completed.checkpoint is not None
             if source.number not in restored:
-                refs = {ref.digest: ref for ref in source.completed.checkpoint.leaves}
-                restored[source.number] = decode(
-                    source.completed.checkpoint,
-                    lambda digest, refs=refs: place.leaf(run, refs[digest]),  # type: ignore[misc]
-                )
+                restored[source.number] = values_of(place, run, source.completed.checkpoint)
         return {
             name: restored[source.number][name] for name, source in main.data.items() if name not in RESERVED
         }

@@ -28,7 +28,9 @@
     │   ├── VersionMismatch      the run was begun by another version of its machine
     │   ├── CompensationFailed   a rollback could not undo everything
     │   ├── BudgetExceeded       the budget is spent; the step was not started
-    │   └── ChildFailed          a child run failed or was cancelled
+    │   ├── ChildFailed          a child run failed or was cancelled
+    │   ├── KernelDied           the kernel of a notebook that runs unattended died or does not answer
+    │   └── WorkerLost           the process that ran a notebook of a batch is gone
     ├── StepError
     │   ├── StepTimeout          an attempt took longer than its timeout
     │   ├── WaitTimeout          no signal came in time
@@ -226,6 +228,16 @@ class ChildFailed(RunError):
 
     child: str = ""
     state: str = ""
+
+
+class KernelDied(RunError):
+    """The kernel of a notebook that runs unattended died or does not answer; `cell` counts from 0."""
+
+    cell: int | None = None
+
+
+class WorkerLost(RunError):
+    """The process that ran a notebook of a batch is gone; the notebook's run can be carried on."""
 
 
 class StepError(NbflowError):

@@ -112,7 +112,10 @@ class RunOpened(Record, tag="run.opened"):
 
     `parent` and `parent_step` name the run and step that started a child,
     `forked` the run whose first steps this one shares. `deadline` is the UTC
-    second at which the whole run is cancelled.
+    second at which the whole run is cancelled. `variant` tells runs of one workflow
+    and equal parameters apart that must not carry each other on ("papermill:python3"
+    beside the runs of the same notebook in JupyterLab); `launch` is what whoever
+    started it needs to start it again.
     """
 
     run: str
@@ -125,6 +128,8 @@ class RunOpened(Record, tag="run.opened"):
     parent_step: str | None = None
     forked: str | None = None
     deadline: float | None = None
+    variant: str = ""
+    launch: dict[str, Any] = {}
 
 
 class RunAttached(Record, tag="run.attached"):

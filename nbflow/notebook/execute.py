@@ -32,6 +32,12 @@ class CellPlace:
     recorded: bool = True
     durable: bool = False
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The cell's tags, as far as the front end sends them: JupyterLab and the papermill engine do."""
+        found = (self.metadata or {}).get("tags")
+        return tuple(tag for tag in found if isinstance(tag, str)) if isinstance(found, (list, tuple)) else ()
+
 
 @dataclass(frozen=True)
 class CellCode:

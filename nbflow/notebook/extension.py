@@ -92,6 +92,12 @@ def load_ipython_extension(shell: Any) -> None:
         setattr(shell, _PLACE, extension)
 
 
+def extension_of(shell: Any) -> Extension:
+    """Return what is loaded into a shell."""
+    extension: Extension = getattr(shell, _PLACE)
+    return extension
+
+
 def unload_ipython_extension(shell: Any) -> None:
     """Take nbflow out of an IPython shell; what is recorded stays."""
     extension = getattr(shell, _PLACE, None)

@@ -11,6 +11,8 @@ import contextlib
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,16 @@ if TYPE_CHECKING:
     from nbflow.store.protocol import Store
 
 
+@dataclass(frozen=True)
+class CellReport:
+    """What became of a durable cell: its key, whether it was restored, and how long it took (seconds) when it ran."""
+
+    step: str
+    restored: bool
+    seconds: float
+    execution: int
+
+
 class Host:
     """What nbflow knows of the shell it lives in."""
 
@@ -51,6 +63,10 @@ class Host:
         self._places: list[CellPlace] = []
         #: The run that a parent started this kernel for; taken out of the environment, which processes inherit.
         self._assigned = os.environ.pop("NBFLOW_RUN", None)
+        #: The notebook's file where whoever started this kernel said so; else it is found out.
+        self.path: Path | None = None
+        #: Whether this process copies its journals into the database; False where its parent does.
+        self.upkeep = True
         self._store: Store | None = None
         self._store_place: str | Path | None = None
         self._tracker: Tracker | None = None
@@ -59,6 +75,11 @@ class Host:
         self._scopes_seen: dict[str, int] = {}
         self._named_in_file: tuple[float, dict[str, int]] = (0.0, {})
         self._ambient_before: Any = None
+        #: Told of every durable cell that was restored or ran, where somebody keeps books (see `unattended`).
+        self.told: Callable[[CellReport], None] | None = None
+        #: The ids of the cells of the notebook as it is now, where somebody knows them: an id that is
+        #: recorded and not among them was made up anew, as papermill does for notebooks that have none.
+        self.present: frozenset[str] | None = None
         self._progress = Progress(shell)
 
     # --- the cell that is executing ----------------------------------------------------------------
@@ -79,7 +100,7 @@ class Host:
             raw=info.raw_cell,
             number=count - 1 if info.store_history else count,
             cell_id=getattr(info, "cell_id", None),
-            metadata=getattr(info, "cell_meta", None),
+            metadata=self._sent_metadata(),
             recorded=bool(info.store_history),
         )
         self._places.append(place)
@@ -107,11 +128,15 @@ class Host:
     def _look_around(self) -> Any:
         return ambient.snapshot(environ=False)
 
+    def _sent_metadata(self) -> dict[str, Any]:
+        """Return what the front end sent with this execution: the cell's own metadata, where it sends them."""
+        parent = getattr(self.shell, "parent_header", None)
+        metadata = parent.get("metadata") if isinstance(parent, dict) else None
+        return metadata if isinstance(metadata, dict) else {}
+
     def _deleted_cells(self) -> list[str]:
         """Return what JupyterLab tells with each execution: the ids of cells deleted since the last one."""
-        parent = getattr(self.shell, "parent_header", None)
-        metadata = parent.get("metadata", {}) if isinstance(parent, dict) else {}
-        found = metadata.get("deletedCells", ())
+        found = self._sent_metadata().get("deletedCells", ())
         return [cell for cell in found if isinstance(cell, str)] if isinstance(found, (list, tuple)) else []
 
     def _scope_of_plain_cell(self, place: CellPlace) -> None:
@@ -150,7 +175,7 @@ class Host:
         """Return the path of the notebook; None where nobody says."""
         from nbflow.notebook.identity import notebook_path
 
-        return notebook_path(self.shell.user_ns)
+        return self.path or notebook_path(self.shell.user_ns)
 
     def store(self) -> Store:
         """Return the opened store; it stays open until the place is changed or the extension unloaded."""
@@ -162,7 +187,9 @@ class Host:
         from nbflow.store.local import LocalStore, find_store
 
         try:
-            opened: Store = LocalStore(find_store(place), compact_after=self.config.compact_after)
+            opened: Store = LocalStore(
+                find_store(place), compact_after=self.config.compact_after, upkeep=self.upkeep
+            )
         except OSError as error:
             raise StoreReadOnly(
                 f"The store cannot be made or opened: {error}.",
@@ -331,7 +358,7 @@ class Host:
         from nbflow.notebook.identity import CellNames
 
         if self._names is None:
-            self._names = CellNames()
+            self._names = CellNames(self.present)
         cell_id = place.cell_id if place is not None else None
         if given is not None:
             owner = self._owners.get(given)

@@ -136,13 +136,16 @@ def is_nameless(name: str) -> bool:
 class CellNames:
     """The names given in one kernel, or to the cells of one file: which cell has which.
 
+    `present` holds the ids of the notebook's cells as it is now; None where nobody knows them.
+
     >>> from nbflow.notebook.analysis import analyse
     >>> names = CellNames()
     >>> names.of(analyse("df = a()")), names.of(analyse("df = b()")), names.of(analyse("df = a()"))
     ('df', 'df~2', 'df')
     """
 
-    def __init__(self) -> None:
+    def __init__(self, present: frozenset[str] | None = None) -> None:
+        self._present = present
         self._owners: dict[str, tuple[str, bytes]] = {}
         self._given: set[str] = set()
 
@@ -190,7 +193,7 @@ class CellNames:
                     return candidate
             elif recorded:
                 last = number
-                if any(_is_recorded_cell(execution, cell_id, code) for execution in recorded):
+                if any(self._was(execution, cell_id, code) for execution in recorded):
                     return candidate
             else:
                 free = free or candidate
@@ -214,14 +217,17 @@ class CellNames:
         owner, known = self._owners[name]
         return owner == cell_id if owner and cell_id else known == code
 
+    def _was(self, execution: Execution, cell_id: str, code: bytes) -> bool:
+        """Tell whether this execution was the cell's: by its id where both are known, else by its code.
 
-def _is_recorded_cell(execution: Execution, cell_id: str, code: bytes) -> bool:
-    """Tell whether this execution was the cell's: by its id where both are known, else by its code."""
-    found = execution.started.detail
-    recorded_id = found.get(CELL_ID) or ""
-    if recorded_id and cell_id:
-        return bool(recorded_id == cell_id)
-    return bool(found.get(CODE) == code.hex())
+        A recorded id that no cell has any more says nothing: papermill makes new ones for a notebook without.
+        """
+        found = execution.started.detail
+        recorded_id = found.get(CELL_ID) or ""
+        gone = self._present is not None and recorded_id not in self._present
+        if recorded_id and cell_id and not gone:
+            return bool(recorded_id == cell_id)
+        return bool(found.get(CODE) == code.hex())
 
 
 def similar(name: str, code: bytes, history: History) -> str | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nbflow.core.errors import CannotRestore, CannotStore, CorruptLeaf, LeaseLost, RunCancelled, UsageError
@@ -22,6 +22,7 @@ from nbflow.notebook import ambient, capture, messages
 from nbflow.notebook import detail as keys
 from nbflow.notebook.amounts import duration
 from nbflow.notebook.execute import CellCode, compile_body, run_code, run_code_async, transform
+from nbflow.notebook.host import CellReport
 from nbflow.notebook.options import CellOptions
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ _DREW = "drew"
 _SEEDS = "seeds"
 _RESULT = "result"
 _AMBIENT = "ambient"
+
+#: Tags of cells: always run and record anew; never run again in this run; leave it alone, so it runs every time.
+RERUN_TAG, ONCE_TAG, SKIP_TAG = "nbflow-rerun", "nbflow-once", "nbflow-skip"
 
 #: Results of the last expression up to this many bytes are recorded as objects.
 _RESULT_LIMIT = 64 * 1024
@@ -130,6 +134,13 @@ class CellRunner:
             raise messages.shown_syntax_error(self.shell, error) from error
         if options.auto and (place is None or not place.recorded):
             return code, None  # what a front end runs for itself is no part of the notebook
+        tags = place.tags if place is not None else ()
+        if options.auto and SKIP_TAG in tags:
+            return code, None
+        if RERUN_TAG in tags:
+            options = replace(options, refresh=True, once=False)
+        elif ONCE_TAG in tags:
+            options = replace(options, once=True)
         analysis = analyse(source, self.shell.user_ns)
         if analysis.definition_only:
             return code, None
@@ -197,7 +208,9 @@ class CellRunner:
         capture.replay(self.shell, display, **result)
         for problem in problems:
             messages.say(self.shell, f"{work.spec.name}: {problem}")
-        if not self.host.config.quiet:
+        if self.host.told is not None:
+            self.host.told(CellReport(work.spec.step, True, completed.seconds, execution.number))
+        elif not self.host.config.quiet:
             now = time.perf_counter() - begin
             at = execution.ended_at or execution.started_at
             messages.say(self.shell, messages.restored_line(work.spec.name, at, completed.seconds, now))
@@ -374,6 +387,9 @@ class CellRunner:
         self._remember(execution)
         self.host.done_here[work.spec.step] = execution.number
         self.host.generators.update(work.generators)
+        if self.host.told is not None:
+            seconds = execution.completed.seconds
+            self.host.told(CellReport(work.spec.step, False, seconds, execution.number))
         if self.host.config.quiet:
             return
         unstored = execution.completed.detail.get(keys.UNSTORED, ())

@@ -79,6 +79,8 @@ def fork(run: Run | str, step: str, *, store: Store | str | Path | None = None) 
             tags=dict(history.tags),
             workflow_kind=opened.workflow_kind,
             forked=source,
+            variant=opened.variant,
+            launch=opened.launch,
             deadline=_deadline(place, opened, entries[0].at),
         )
     )

@@ -115,7 +115,7 @@ class LiveRuns:
             history.info(), state=CORRUPT, error=text, finished_at=None, alive=False
         )
 
-    def newest_open(self, workflow: str, params: dict[str, Any] | None) -> RunInfo | None:
+    def newest_open(self, workflow: str, params: dict[str, Any] | None, variant: str = "") -> RunInfo | None:
         """Return the newest unfinished run of the workflow (and parameters); None when there is none.
 
         Raises:
@@ -127,6 +127,7 @@ class LiveRuns:
                 opened is None
                 or opened.parent is not None
                 or opened.workflow != workflow
+                or opened.variant != variant
                 or (params is not None and opened.params != params)
             ):
                 continue

@@ -182,8 +182,10 @@ class LocalStore:
 
     `idle` and `compact_after` are seconds without an append after which the
     background thread ingests and compacts; `background=False` leaves both to
-    explicit calls. `leaf_budget` bounds the bytes of raw leaves that a
-    long-lived run keeps beside the compacted ones.
+    explicit calls and to `close`. Without `upkeep` this object never opens the
+    database unless it is asked something: another process keeps it up.
+    `leaf_budget` bounds the bytes of raw leaves that a long-lived run keeps
+    beside the compacted ones.
     """
 
     def __init__(
@@ -192,6 +194,7 @@ class LocalStore:
         *,
         clock: Clock | None = None,
         background: bool = True,
+        upkeep: bool = True,
         idle: float = 0.5,
         compact_after: float = 5.0,
         leaf_budget: int = 4 << 30,
@@ -211,8 +214,9 @@ class LocalStore:
             self._compact_quietly,
             idle=idle,
             compact_after=compact_after,
-            enabled=background,
+            enabled=background and upkeep,
         )
+        self._upkeep = upkeep
         self._finished: set[str] = set()
         self.closed = False
         self.pid = os.getpid()
@@ -261,9 +265,11 @@ class LocalStore:
 
     # Looking
 
-    def newest_open(self, workflow: str, params: dict[str, Any] | None = None) -> RunInfo | None:
+    def newest_open(
+        self, workflow: str, params: dict[str, Any] | None = None, variant: str = ""
+    ) -> RunInfo | None:
         """See `Store`."""
-        return self.live.newest_open(workflow, params)
+        return self.live.newest_open(workflow, params, variant)
 
     def entries(self, run: str) -> list[Entry]:
         """See `Store`."""
@@ -464,6 +470,8 @@ class LocalStore:
         self.closed = True
         _open_stores.discard(self)
         self.background.stop()
+        if not self._upkeep:
+            return
         try:
             self._copy(wait=CLOSE_WAIT)
             if runs := self._finished.intersection(self.live.names()):

@@ -155,11 +155,13 @@ class Store(Protocol):
         """
         ...
 
-    def newest_open(self, workflow: str, params: dict[str, Any] | None = None) -> RunInfo | None:
+    def newest_open(
+        self, workflow: str, params: dict[str, Any] | None = None, variant: str = ""
+    ) -> RunInfo | None:
         """Return the newest run of the workflow that is not completed or cancelled; None when there is none.
 
-        With `params` only a run of equal parameters counts; a child never does,
-        for its parent carries it on. Looks at the folders of unfinished runs,
+        With `params` only a run of equal parameters counts, and only one of the
+        `variant`; a child never does, for its parent carries it on. Looks at the folders of unfinished runs,
         never at the database.
         """
         ...

@@ -167,11 +167,16 @@ class MemoryStore:
             log.history = list(memory.entries)
             return log
 
-    def newest_open(self, workflow: str, params: dict[str, Any] | None = None) -> RunInfo | None:
+    def newest_open(
+        self, workflow: str, params: dict[str, Any] | None = None, variant: str = ""
+    ) -> RunInfo | None:
         for info in self.runs(RunQuery(states=("pending", "running", "waiting", "failed"), limit=None)):
+            opened = self._find(info.run).history().opened
             if (
                 info.parent is None
                 and info.workflow == workflow
+                and opened is not None
+                and opened.variant == variant
                 and (params is None or info.params == params)
             ):
                 return info

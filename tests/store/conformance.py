@@ -270,6 +270,13 @@ class Conformance:
         assert found is not None and found.run == old.run
         assert store.newest_open("flow", {"n": 3}) is None
 
+    def test_an_open_run_is_found_by_its_variant_only(self, store: Store) -> None:
+        """A run of papermill's is not carried on by the same notebook in JupyterLab, nor by another kernel."""
+        store.create(RunOpened(run=new_run_id(), workflow="flow", variant="papermill:python3"))
+        assert store.newest_open("flow") is None
+        assert store.newest_open("flow", {}, "papermill:ir") is None
+        assert store.newest_open("flow", {}, "papermill:python3") is not None
+
     def test_runs_are_listed_newest_first_with_filters_and_pages(self, store: Store) -> None:
         """All filters work alike for unfinished and finished runs."""
         logs = [attached(store, f"flow-{n % 2}", tags={"n": str(n)}) for n in range(6)]

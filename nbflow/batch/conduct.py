@@ -1,0 +1,266 @@
+"""One execution of a notebook by papermill as a durable run: which run, its kernel, its end.
+
+    conduct
+      → which run            identity: found by notebook, parameters and kernel, or begun
+      → the kernel starts    and is told in a silent request (unattended.begin): now it has the lease
+      → the cells            papermill's own loop, papermill's own messages
+      → the end              unattended.end, in the kernel; the database is brought up to date here
+
+A kernel of another language, or one without nbflow, runs its notebook as
+papermill does: then there is a record of the run but nothing to resume.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, fields
+from typing import Any
+
+from nbclient.exceptions import CellExecutionError
+from papermill.log import logger
+from papermill.utils import merge_kwargs, remove_args
+
+from nbflow.batch.bookkeeping import Bookkeeper
+from nbflow.batch.client import DurableClient
+from nbflow.batch.engine import RUN_VARIABLE
+from nbflow.batch.identity import Source, Wanted, identity_params, open_run, store_of, workflow_of
+from nbflow.core.errors import LeaseHeld, LeaseLost, NbflowError, RunCancelled, UsageError
+from nbflow.core.model import ErrorInfo, RunInfo, RunOpened
+from nbflow.core.states import RunState
+from nbflow.runtime.session import Session
+from nbflow.store.local import LocalStore
+
+#: Seconds to wait for the kernel of an earlier, killed papermill: it notices within a second or two.
+ORPHAN = 15.0
+
+_PREFIX = "nbflow_"
+
+#: Text of a traceback that is kept with a failed run (characters).
+_TRACEBACK = 20_000
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the engine can be told beside papermill's own options, there with `nbflow_` in front.
+
+    `run` is an id, "new" or None; `store` a place; `collect` names variables that
+    are the run's result; `memory` bounds the kernel (bytes); `item` says which run
+    of which batch this is, and then nobody but the batch's runner opens the database.
+    """
+
+    run: str | None = None
+    store: str | None = None
+    collect: tuple[str, ...] = ()
+    memory: int | None = None
+    item: RunOpened | None = None
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> Terms:
+        """Take what is ours out of the engine's options.
+
+        Raises:
+            UsageError: an option that does not exist.
+        """
+        ours = {name: options.pop(name) for name in list(options) if name.startswith(_PREFIX)}
+        given = {name.removeprefix(_PREFIX): value for name, value in ours.items() if value is not None}
+        known = [each.name for each in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UsageError(
+                    f"The engine has no option {_PREFIX}{name}.",
+                    hint=f"It has {', '.join(_PREFIX + each for each in known)}.",
+                )
+        given.setdefault("run", os.environ.get(RUN_VARIABLE) or None)
+        return cls(**{**given, "collect": tuple(given.get("collect", ()))})
+
+
+class Conductor:
+    """Knows the run of one execution, from before its kernel starts until after it is gone."""
+
+    def __init__(
+        self, books: Bookkeeper, store: LocalStore, info: RunInfo, terms: Terms, notebook: str
+    ) -> None:
+        self.books, self.store, self.run = books, store, info.run
+        self._terms, self._notebook = terms, notebook
+        #: Whether the kernel keeps the record; else this process holds the run.
+        self.durable = True
+        self._session: Session | None = None
+
+    def wait_until_free(self) -> None:
+        """Return when nobody has the run; a kernel outlives a killed papermill for a moment.
+
+        Raises:
+            LeaseHeld: somebody still has it after a while.
+        """
+        give_up = time.monotonic() + ORPHAN
+        said = False
+        while True:
+            info = self.store.run(self.run)
+            if not info.alive:
+                return
+            owner = info.owner
+            who = f"process {owner.pid} on {owner.host}" if owner is not None else "another process"
+            if time.monotonic() > give_up:
+                raise LeaseHeld(
+                    f"Run {self.run} of {info.workflow} is at work in {who}.",
+                    run=self.run,
+                    pid=owner.pid if owner else None,
+                    host=owner.host if owner else None,
+                    hint=f"Wait for it, or set {RUN_VARIABLE}=new to start a fresh run beside it.",
+                )
+            if not said:
+                logger.info(f"Run {self.run} is still held by {who}, waiting up to {ORPHAN:g} s")
+                said = True
+            time.sleep(0.1)
+
+    def opening(self, client: DurableClient) -> None:
+        """Have the kernel take the run; where it cannot, hold the run here and say so."""
+        nb = self.books.nb
+        language = (client.kc and _language(client)) or ""
+        problem = "" if language == "python" else f"its kernel speaks {language or 'an unknown language'}"
+        attempt: int | None = None
+        if not problem:
+            try:
+                answer = client.ask(
+                    "begin",
+                    {
+                        "run": self.run,
+                        "store": str(self.store.root),
+                        "notebook": self._notebook,
+                        "cells": [cell.id for cell in nb.cells if cell.get("id")],
+                        "memory": self._terms.memory,
+                    },
+                )
+                attempt = answer["attempt"]
+            except CellExecutionError as error:
+                problem = f"nbflow cannot be loaded in its kernel ({error.ename}: {error.evalue})"
+        if problem:
+            self.durable = False
+            logger.warning(
+                f"This notebook runs without being recorded, for {problem}: it cannot be resumed, "
+                "and the next time it begins from its first cell."
+            )
+            self._session = Session.open(self.store, "", run=self.run)
+            attempt = self._session.attempt
+        self.books.open(self.run, attempt)
+        verb = "resumed, attempt" if attempt and attempt > 1 else "begun, attempt"
+        logger.info(f"nbflow run {self.run}: {verb} {attempt}")
+
+    def closing(self, client: DurableClient) -> None:
+        """Record how the run ended; the kernel still stands."""
+        failure = _failure(self.books)
+        state = RunState.COMPLETED if failure is None else RunState.FAILED
+        if not self.durable:
+            assert self._session is not None
+            self._session.finish(state, error=failure)
+            self.books.close(str(state), recorded=False)
+            return
+        told: dict[str, Any] = {
+            "state": str(state),
+            "collect": list(self._terms.collect) if failure is None else [],
+        }
+        if failure is not None:
+            told["error"] = {"type": failure.type, "message": failure.message, "traceback": failure.traceback}
+        answer = client.ask("end", told)
+        for name, why in answer["missing"].items():
+            logger.warning(f"{name} is not collected: {why}")
+        self.books.close(answer["state"])
+        if failure is None and answer["state"] == "cancelled":
+            raise RunCancelled(f"Run {self.run} is cancelled.", run=self.run, reason="user")
+        if failure is None and answer["state"] == "lost":
+            raise LeaseLost(f"Run {self.run} was taken over by another process.", run=self.run)
+
+    def stopped(self, error: BaseException) -> None:
+        """Note that the execution did not come to an end of its own; the run stays as it is, resumable."""
+        if self._session is not None:
+            self._session.close()
+        state = "cancelled" if isinstance(error, RunCancelled) else "stopped"
+        self.books.close(state, error=f"{type(error).__name__}: {error}".strip()[:_TRACEBACK])
+
+
+def conduct(
+    books: Bookkeeper,
+    kernel_name: str,
+    *,
+    start_timeout: int,
+    execution_timeout: int | None,
+    **options: Any,
+) -> Any:
+    """Execute a notebook; the options are those of papermill's own engine and of `Terms`.
+
+    Raises:
+        LeaseHeld: another process works on this run.
+        KernelDied: naming cell and signal.
+        UnknownRun, RunFinished, UsageError: about the run asked for.
+    """
+    nb = books.nb
+    source = Source.of(options.pop("input_path", None))
+    terms = Terms.taken_from(options)
+    store = store_of(source, terms.store, upkeep=terms.item is None)
+    try:
+        wanted = Wanted(
+            workflow=workflow_of(source, nb, store),
+            params=identity_params(nb.metadata.get("papermill", {}).get("parameters", {})),
+            kernel=kernel_name,
+            launch={
+                "input": str(source.path) if source.path is not None else source.told,
+                "output": _absolute(books.output_path),
+                "kernel": kernel_name,
+                "cwd": os.getcwd(),  # noqa: PTH109 - as text
+            },
+        )
+        info = open_run(store, wanted, run=terms.run, parent=terms.item)
+        conductor = Conductor(books, store, info, terms, str(source.path or ""))
+        conductor.wait_until_free()
+        settings = merge_kwargs(
+            remove_args(["timeout", "startup_timeout"], **options),
+            timeout=execution_timeout or options.get("timeout"),
+            startup_timeout=start_timeout,
+            kernel_name=kernel_name,
+            log=logger,
+        )
+        client = DurableClient(books, opening=conductor.opening, closing=conductor.closing, **settings)
+        try:
+            # The run is the kernel's, and none of the processes that it starts.
+            environment = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}
+            return client.execute(env=environment)
+        except BaseException as error:
+            conductor.stopped(error)
+            raise
+    finally:
+        _put_away(store)
+
+
+def _put_away(store: LocalStore) -> None:
+    """Close the store; a problem with the database costs nothing, its journals have everything."""
+    try:
+        store.close()
+    except NbflowError as error:
+        logger.warning(f"The database is not up to date: {error}")
+
+
+def _failure(books: Bookkeeper) -> ErrorInfo | None:
+    """Return why the notebook failed; None when it did not: `SystemExit` without a code ends it well."""
+    for cell in books.nb.cells:
+        for output in cell.get("outputs", ()):
+            if output.output_type != "error":
+                continue
+            if output.ename == "SystemExit" and output.evalue in {"", "0"}:
+                continue
+            traceback = "\n".join(output.traceback)[-_TRACEBACK:]
+            return ErrorInfo(type=output.ename, message=output.evalue, traceback=traceback)
+    problem = books.problem
+    if isinstance(problem, CellExecutionError) and problem.ename != "SystemExit":
+        return ErrorInfo(type=problem.ename or "Error", message=problem.evalue or "")
+    return None
+
+
+def _absolute(path: Any) -> str:
+    text = os.fspath(path) if path else ""
+    return text if not text or "://" in text or text == "-" else os.path.abspath(text)  # noqa: PTH100
+
+
+def _language(client: DurableClient) -> str:
+    spec = getattr(client.km, "kernel_spec", None)
+    return str(getattr(spec, "language", "") or "").lower()

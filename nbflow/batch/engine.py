@@ -1,0 +1,113 @@
+"""The engine `nbflow` of papermill: `papermill --engine nbflow in.ipynb out.ipynb` carries on where it died.
+
+papermill does everything it always does: it reads the notebook from wherever
+it is, injects parameters, writes the output as it grows, reports errors. The
+engine differs in what runs a cell: a kernel in which every code cell is a
+durable step of a run (`nbflow.notebook.unattended`), found again by notebook,
+parameters and kernel.
+
+papermill imports this module whenever it is imported itself: it must stay light.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from papermill.engines import NBClientEngine
+
+#: Names the run to carry on, or "new" for a fresh one.
+RUN_VARIABLE = "NBFLOW_RUN"
+
+
+class NbflowEngine(NBClientEngine):  # type: ignore[misc]  # papermill ships no types
+    """Run a notebook as a durable run: cells that are recorded are restored, the others run and are recorded.
+
+    Options beside papermill's own (keywords of `papermill.execute_notebook`):
+
+    * `nbflow_run`: the run to carry on, or "new"; by default the newest unfinished
+      one of this notebook, with these parameters, in this kernel.
+    * `nbflow_store`: the store's place; by default $NBFLOW_STORE, else the nearest
+      `.nbflow` folder above the notebook.
+    * `nbflow_collect`: names of variables that are recorded as the run's result.
+    """
+
+    @classmethod
+    def execute_notebook(
+        cls,
+        nb: Any,
+        kernel_name: str,
+        output_path: str | None = None,
+        progress_bar: Any = True,
+        log_output: bool = False,
+        autosave_cell_every: int = 30,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the notebook with a bookkeeper that tells the truth; see `papermill.engines.Engine`."""
+        from nbflow.batch.bookkeeping import Bookkeeper
+
+        books = Bookkeeper(
+            nb,
+            output_path=output_path,
+            progress_bar=progress_bar,
+            log_output=log_output,
+            autosave_cell_every=autosave_cell_every,
+        )
+        books.notebook_start()
+        try:
+            cls.execute_managed_notebook(books, kernel_name, log_output=log_output, **kwargs)
+        finally:
+            books.cleanup_pbar()
+            books.notebook_complete()
+        return books.nb
+
+    @classmethod
+    def execute_managed_notebook(
+        cls,
+        nb_man: Any,
+        kernel_name: str,
+        log_output: bool = False,
+        stdout_file: Any = None,
+        stderr_file: Any = None,
+        start_timeout: int = 60,
+        execution_timeout: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the notebook; see `papermill.engines.Engine`."""
+        from nbflow.batch.conduct import conduct
+
+        return conduct(
+            nb_man,
+            kernel_name,
+            log_output=log_output,
+            stdout_file=stdout_file,
+            stderr_file=stderr_file,
+            start_timeout=start_timeout,
+            execution_timeout=execution_timeout,
+            **kwargs,
+        )
+
+
+def _take_option(arguments: list[str]) -> None:
+    """Take `--nbflow-run RUN` out of papermill's command line, which has no options of its engines'.
+
+    papermill loads its engines before it reads its arguments.
+    """
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name != "--nbflow-run":
+            continue
+        if not equals:
+            if place + 1 == len(arguments):
+                return  # papermill says what is wrong with it
+            value = arguments.pop(place + 1)
+        del arguments[place]
+        os.environ[RUN_VARIABLE] = value
+        return
+
+
+if os.path.basename(sys.argv[0]) in {"papermill", "papermill.exe"} or sys.argv[0].endswith(  # noqa: PTH119
+    os.path.join("papermill", "__main__.py")  # noqa: PTH118 - pathlib is not worth its import here
+):
+    _take_option(sys.argv)

@@ -1,0 +1,197 @@
+"""Which run an execution of a notebook belongs to: found by notebook, parameters and kernel, or begun.
+
+The same command carries the same run on: that is the whole idea. A completed
+run is over, so the same command starts a new one, as papermill always does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nbflow.core.errors import CorruptRecord, RunFinished, UsageError
+from nbflow.core.ids import new_run_id
+from nbflow.core.model import RunInfo, RunOpened
+from nbflow.core.signature import digest, short
+from nbflow.core.states import FINAL_RUN_STATES, RunState
+from nbflow.notebook.identity import workflow_name
+from nbflow.store.local import LocalStore
+from nbflow.store.place import locate
+
+#: Asks for a fresh run where an id could stand.
+NEW = "new"
+
+#: What `RunInfo.workflow_kind` says of a run of the engine: it is a notebook like any other.
+KIND = "notebook"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a notebook comes from: its file where it is one of this machine, and what papermill was told."""
+
+    told: str
+    path: Path | None
+
+    @classmethod
+    def of(cls, told: Any) -> Source:
+        """Understand the input path that papermill gives its engine; a notebook object has none.
+
+        >>> Source.of("s3://bucket/flights.ipynb").path is None
+        True
+        """
+        if not isinstance(told, (str, os.PathLike)):
+            return cls("", None)
+        text = os.fspath(told)
+        if text == "-" or "://" in text:
+            return cls(text, None)
+        return cls(text, Path(text).absolute())
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be run: a workflow with parameters in a kernel, and how it was started (`launch`)."""
+
+    workflow: str
+    params: dict[str, Any]
+    kernel: str
+    launch: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def variant(self) -> str:
+        """What else tells its runs from others of the same workflow and parameters."""
+        return variant_of(self.kernel)
+
+
+def variant_of(kernel: str) -> str:
+    """Return what tells the runs of a kernel from those of others, and from JupyterLab's.
+
+    >>> variant_of("python3")
+    'papermill:python3'
+    """
+    return f"papermill:{kernel}"
+
+
+def store_of(source: Source, place: str | Path | None = None, *, upkeep: bool = True) -> LocalStore:
+    """Open the store that a notebook's runs belong to: `place`, $NBFLOW_STORE, else the nearest above the notebook.
+
+    A notebook from elsewhere (a URL, standard input) belongs to the working directory.
+
+    Raises:
+        NotAStore, StoreReadOnly, UsageError.
+    """
+    if not place and not os.environ.get("NBFLOW_STORE") and source.path is not None:
+        place = source.path.parent
+    return LocalStore(locate(place or None), background=False, upkeep=upkeep)
+
+
+def workflow_of(source: Source, notebook: Any, store: LocalStore) -> str:
+    """Return what the runs of a notebook are called: its path from the store's folder, or its URL.
+
+    Where there is neither, the name is made of the notebook's code.
+    """
+    if source.path is not None:
+        return workflow_name(source.path, store.root.parent)
+    if source.told and source.told != "-":
+        return source.told
+    written = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", ())]
+    code = [cell.source for cell in written if cell.cell_type == "code"]
+    return f"notebook-{short(digest(*code))}.ipynb"
+
+
+def identity_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters in the form in which runs are compared and listed: JSON's, whatever papermill takes.
+
+    What JSON cannot tell apart or cannot hold stands as a text that can be told
+    apart: papermill itself accepts every object and writes its text.
+
+    >>> identity_params({"year": 2013, "limit": float("inf"), "pair": (1, 2)})
+    {'year': 2013, 'limit': 'float: inf', 'pair': [1, 2]}
+    """
+    return {str(name): _plain(value) for name, value in params.items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**64 else f"int: {value}"
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else f"float: {value}"
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value):
+            return {key: _plain(part) for key, part in value.items()}
+        return [[_plain(key), _plain(part)] for key, part in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return f"{type(value).__name__}: {value}"
+
+
+def open_run(
+    store: LocalStore, wanted: Wanted, *, run: str | None = None, parent: RunOpened | None = None
+) -> RunInfo:
+    """Return the run to carry on, or begin one; nobody holds it yet.
+
+    `run` is an id (or a prefix), "new", or None for the newest unfinished one. With
+    `parent` (a record whose `run`, `parent` and `parent_step` are set) the run with
+    exactly that id is carried on or begun: the item of a batch.
+
+    Raises:
+        UnknownRun, RunFinished, CorruptRecord, UsageError: about `run`.
+    """
+    if parent is not None:
+        return _item(store, wanted, parent)
+    if run and run != NEW:
+        return _chosen(store, wanted, run)
+    found = None if run == NEW else store.newest_open(wanted.workflow, wanted.params, wanted.variant)
+    if found is None:
+        begun = new_run_id()
+        store.create(_opened(wanted, begun))
+        found = store.run(begun)
+    return found
+
+
+def _item(store: LocalStore, wanted: Wanted, parent: RunOpened) -> RunInfo:
+    if parent.run not in store.live.names():
+        store.create(_opened(wanted, parent.run, parent=parent.parent, parent_step=parent.parent_step))
+    return store.run(parent.run)
+
+
+def _opened(wanted: Wanted, run: str, **facts: Any) -> RunOpened:
+    return RunOpened(
+        run=run,
+        workflow=wanted.workflow,
+        params=wanted.params,
+        tags=wanted.tags,
+        workflow_kind=KIND,
+        variant=wanted.variant,
+        launch=wanted.launch,
+        **facts,
+    )
+
+
+def _chosen(store: LocalStore, wanted: Wanted, run: str) -> RunInfo:
+    found = store.run(run)
+    if found.state == "corrupt":
+        raise CorruptRecord(
+            f"Run {found.run} cannot be read: {found.error}",
+            run=found.run,
+            hint="`nbflow doctor` shows what can be saved.",
+        )
+    if RunState(found.state) in FINAL_RUN_STATES:
+        raise RunFinished(
+            f"Run {found.run} of {found.workflow} is {found.state}.",
+            run=found.run,
+            hint="Its outputs stay readable; leave the run out, or ask for a `new` one.",
+        )
+    if found.workflow != wanted.workflow:
+        raise UsageError(
+            f"Run {found.run} is one of {found.workflow}, not of {wanted.workflow}.",
+            run=found.run,
+            hint="Nothing was run.",
+        )
+    return found

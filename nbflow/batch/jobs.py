@@ -1,0 +1,127 @@
+"""What a batch is made of: its plan as it is recorded, one job for a worker, and what becomes of it.
+
+Plan ── Item, Item, …       recorded in the batch's own run (`RunOpened.launch`), so it can be resumed alone
+  └── Job of each item      all that a worker process needs; plain data, on any machine
+        └── Outcome         what the worker says at the end; Progress while it works
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from nbflow.core.model import ErrorInfo
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One notebook of a batch: `index` counts from 0, `origin` says where the parameters stand ("params.csv, line 3").
+
+    `run` is the id of its run and `output` the path or URL of the executed notebook.
+    """
+
+    index: int
+    params: dict[str, Any]
+    run: str
+    output: str
+    origin: str = ""
+
+    @property
+    def step(self) -> str:
+        """The key of the item's step in the batch's run."""
+        return f"item#{self.index}"
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How the notebooks of a batch are run. Times in seconds, `memory` in bytes; None leaves it to papermill.
+
+    `threads` is how many threads numeric libraries may use in each kernel; None leaves that to them.
+    """
+
+    kernel: str | None = None
+    cwd: str | None = None
+    collect: tuple[str, ...] = ()
+    threads: int | None = 1
+    memory: int | None = None
+    start_timeout: int = 60
+    execution_timeout: int | None = None
+    report_mode: bool = False
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """All of a batch: the notebook's path or URL, its items, and how they are run."""
+
+    notebook: str
+    items: tuple[Item, ...]
+    options: Options = Options()
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the plan as plain data for `RunOpened.launch`."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+    @classmethod
+    def read(cls, launch: dict[str, Any]) -> Plan:
+        """Return the plan that a batch's run was opened with."""
+        return msgspec.convert(launch, cls)
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One item as a worker gets it. `scratch` is a folder of its own for what must not stay, made by the worker."""
+
+    batch: str
+    item: Item
+    notebook: str
+    store: str
+    options: Options
+    scratch: str
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a job is: so many cells of so many are done, of which some were restored."""
+
+    cells: int
+    total: int
+    restored: int = 0
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a job ended. `seconds` counts this attempt; `log` holds the last lines of what the worker wrote."""
+
+    state: Literal["completed", "failed", "cancelled"]
+    seconds: float
+    attempt: int | None = None
+    restored: int = 0
+    ran: int = 0
+    error: ErrorInfo | None = None
+    log: str = ""
+
+
+#: What is told of a job while it works.
+Told = Callable[[Progress], None]
+
+
+class Workers(Protocol):
+    """Where jobs are done: processes of this machine, a Dask cluster. `run` is called from `width` threads at once."""
+
+    @property
+    def width(self) -> int:
+        """How many jobs are done at a time."""
+        ...
+
+    def run(self, job: Job, told: Told) -> Outcome:
+        """Do a job and return how it ended.
+
+        Raises:
+            WorkerLost: whoever did it died; the notebook's run can be carried on.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End the jobs at work now, from any thread; their `run` raises `WorkerLost`."""
+        ...
+
+    def close(self) -> None:
+        """Let the workers go. Closing twice is fine."""
+        ...

@@ -1,0 +1,140 @@
+"""The kernel's side of a notebook that nobody watches: papermill's engine runs it.
+
+The engine speaks to the kernel in silent requests, so that the notebook's
+numbers, history and names stay what they are without it: `begin` before the
+first cell, `end` behind the last one. In between, every code cell is a durable
+step, as under `%nbflow auto`, and each says in a message of its own what became
+of it. Arguments and answers are JSON texts, for they travel in source code and
+in reprs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nbflow.core.errors import LeaseLost, NbflowError, RunCancelled
+from nbflow.core.model import ErrorInfo
+from nbflow.core.states import RunState
+from nbflow.notebook import messages
+from nbflow.notebook.extension import extension_of, load_ipython_extension
+from nbflow.notebook.host import CellReport, Host
+
+#: The format of the message in which a cell says what became of it; no front end shows it.
+REPORT = "application/vnd.nbflow.cell+json"
+
+#: The version of what the two sides say to each other: they may be of different environments.
+PROTOCOL = 1
+
+
+def begin(shell: Any, terms: str) -> str:
+    """Load nbflow, attach the run and make every later cell durable; return what the engine wants to know.
+
+    `terms` is a JSON object: `run` and `store` name the run, `notebook` its file
+    (or ""), `cells` the ids of its cells, `memory` the bytes of memory that this
+    process may allocate (or null).
+
+    The answer is a JSON object with `attempt`, or with `error`.
+    """
+    told = json.loads(terms)
+    try:
+        if told.get("memory"):
+            _limit_memory(int(told["memory"]))
+        load_ipython_extension(shell)
+        extension = extension_of(shell)
+        host = extension.host
+        extension.config.auto, extension.config.plan = True, False
+        extension.config.store = told["store"]
+        host.path = Path(told["notebook"]) if told.get("notebook") else None
+        host.upkeep = False
+        host.present = frozenset(told.get("cells", ()))
+        host.told = lambda report: _tell(shell, report)
+        session = host.attach(run=told["run"])
+    except NbflowError as error:
+        return _answer(error=_error(error))
+    return _answer(attempt=session.attempt, protocol=PROTOCOL)
+
+
+def end(shell: Any, terms: str) -> str:
+    """Record how the run ended and give it up; return its state.
+
+    `terms` is a JSON object: `state` is completed, failed, or null to leave the
+    run as it is; `error` (type, message, traceback) says why it failed; `collect`
+    lists the variables that are the run's result.
+
+    The answer is a JSON object with `state`, `missing` (variables to collect that
+    were not there or cannot be stored, with the reason), or with `error`.
+    """
+    told = json.loads(terms)
+    host = extension_of(shell).host
+    missing: dict[str, str] = {}
+    try:
+        session = host.session
+        if session is None:
+            return _answer(state="lost" if host.lost is not None else "cancelled", missing=missing)
+        if told["state"] == RunState.COMPLETED:
+            session.check()  # a cancel that came behind the last step
+            missing = _collect(host, told.get("collect", ()))
+        if told["state"] is not None:
+            error = ErrorInfo(**told["error"]) if told.get("error") else None
+            session.finish(RunState(told["state"]), error=error)
+        host.close()
+    except RunCancelled as error:
+        host.stop(error)
+        return _answer(state="cancelled", missing=missing)
+    except LeaseLost as error:
+        host.lose(error)
+        return _answer(state="lost", missing=missing)
+    except NbflowError as error:
+        return _answer(error=_error(error))
+    return _answer(state=told["state"], missing=missing)
+
+
+def _collect(host: Host, names: list[str]) -> dict[str, str]:
+    """Record variables as the run's result, each by itself; return why some are not there."""
+    from nbflow.core.errors import CannotStore
+    from nbflow.runtime.children.results import record_result
+    from nbflow.values.codec import encode
+
+    found, missing = {}, {}
+    for name in names:
+        if name not in host.shell.user_ns:
+            missing[name] = "the notebook has no such variable at its end"
+            continue
+        try:
+            encode({name: host.shell.user_ns[name]})
+        except CannotStore as error:
+            missing[name] = error.message
+        else:
+            found[name] = host.shell.user_ns[name]
+    if names:
+        assert host.session is not None
+        record_result(host.session, found)
+    return missing
+
+
+def _tell(shell: Any, report: CellReport) -> None:
+    shell.display_pub.publish(data={REPORT: asdict(report)}, metadata=messages.MARK)
+
+
+def _limit_memory(size: int) -> None:
+    """Have allocations beyond `size` bytes fail with a MemoryError.
+
+    Raises:
+        OSError, ValueError: the system refuses.
+    """
+    import resource
+
+    # The data segment and private mappings: RLIMIT_AS would count what libraries only reserve.
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def _error(error: NbflowError) -> dict[str, Any]:
+    facts = {name: value for name, value in error.facts.items() if isinstance(value, (str, int, float))}
+    return {"type": type(error).__name__, "message": error.message, "hint": error.hint, "facts": facts}
+
+
+def _answer(**facts: Any) -> str:
+    return json.dumps(facts)

@@ -21,7 +21,7 @@ LAYERS = [
     "queries",
     "notebook",
     "widgets",
-    "batch",
+    "headless",
     "server",
     "demo",
     "cli",

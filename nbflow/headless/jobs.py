@@ -125,3 +125,35 @@ class Workers(Protocol):
     def close(self) -> None:
         """Let the workers go. Closing twice is fine."""
         ...
+
+
+class Watcher(Protocol):
+    """Who looks on while a batch runs: the live table, a line in a notebook, a test. Called from one thread at a time."""
+
+    def begin(self, run: str, plan: Plan, done: frozenset[int]) -> None:
+        """The batch begins or goes on; the items `done` are completed already."""
+        ...
+
+    def started(self, item: Item, attempt: int) -> None:
+        """An item begins; `attempt` counts the tries of this runner, from 1."""
+        ...
+
+    def progress(self, item: Item, progress: Progress) -> None:
+        """A cell of an item is done."""
+        ...
+
+    def ended(self, item: Item, outcome: Outcome) -> None:
+        """An item came to an end, good or bad."""
+        ...
+
+    def lost(self, item: Item, error: Exception, again: bool) -> None:
+        """The worker of an item is gone; `again` tells whether it is tried once more."""
+        ...
+
+    def stopping(self, why: str) -> None:
+        """Nothing new starts any more; `why` is a sentence."""
+        ...
+
+    def end(self, state: str) -> None:
+        """The batch is over for this time: completed, failed, cancelled, or interrupted."""
+        ...

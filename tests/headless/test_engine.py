@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch.kit import (
+from tests.headless.kit import (
     EFFECT,
     HOLD,
     begun,

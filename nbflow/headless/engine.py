@@ -45,7 +45,7 @@ class NbflowEngine(NBClientEngine):  # type: ignore[misc]  # papermill ships no 
         **kwargs: Any,
     ) -> Any:
         """Run the notebook with a bookkeeper that tells the truth; see `papermill.engines.Engine`."""
-        from nbflow.batch.bookkeeping import Bookkeeper
+        from nbflow.headless.bookkeeping import Bookkeeper
 
         books = Bookkeeper(
             nb,
@@ -75,7 +75,7 @@ class NbflowEngine(NBClientEngine):  # type: ignore[misc]  # papermill ships no 
         **kwargs: Any,
     ) -> Any:
         """Run the notebook; see `papermill.engines.Engine`."""
-        from nbflow.batch.conduct import conduct
+        from nbflow.headless.conduct import conduct
 
         return conduct(
             nb_man,

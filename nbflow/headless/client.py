@@ -18,9 +18,9 @@ from jupyter_core.utils import ensure_async, run_sync
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 
-from nbflow.headless.bookkeeping import Bookkeeper
 from nbflow.core import errors
 from nbflow.core.errors import KernelDied, NbflowError
+from nbflow.headless.bookkeeping import Bookkeeper
 from nbflow.notebook.messages import is_notice
 from nbflow.notebook.unattended import REPORT
 

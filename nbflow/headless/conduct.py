@@ -21,13 +21,13 @@ from nbclient.exceptions import CellExecutionError
 from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
+from nbflow.core.errors import LeaseHeld, LeaseLost, NbflowError, RunCancelled, UsageError
+from nbflow.core.model import ErrorInfo, RunInfo, RunOpened
+from nbflow.core.states import RunState
 from nbflow.headless.bookkeeping import Bookkeeper
 from nbflow.headless.client import DurableClient
 from nbflow.headless.engine import RUN_VARIABLE
 from nbflow.headless.identity import Source, Wanted, identity_params, open_run, store_of, workflow_of
-from nbflow.core.errors import LeaseHeld, LeaseLost, NbflowError, RunCancelled, UsageError
-from nbflow.core.model import ErrorInfo, RunInfo, RunOpened
-from nbflow.core.states import RunState
 from nbflow.runtime.session import Session
 from nbflow.store.local import LocalStore
 

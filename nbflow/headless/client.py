@@ -14,8 +14,8 @@ from collections.abc import Callable
 from queue import Empty
 from typing import Any
 
-from jupyter_core.utils import ensure_async, run_sync
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.util import ensure_async, run_sync
 from papermill.clientwrap import PapermillNotebookClient
 
 from nbflow.core import errors

@@ -128,7 +128,7 @@ class Workers(Protocol):
 
 
 class Watcher(Protocol):
-    """Who looks on while a batch runs: the live table, a line in a notebook, a test. Called from one thread at a time."""
+    """Who looks on while a batch runs: the live table, a line in a notebook. Called from one thread at a time."""
 
     def begin(self, run: str, plan: Plan, done: frozenset[int]) -> None:
         """The batch begins or goes on; the items `done` are completed already."""

@@ -12,7 +12,7 @@ from pathlib import Path
 # So that `python benchmarks/run.py` works too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import calls, cells, fanout, frames, machine, report, startup, store
+from benchmarks import calls, cells, fanout, frames, machine, papermill, report, startup, store
 from benchmarks.harness import Bench, Group, measure
 
 GROUPS: tuple[Group, ...] = (
@@ -23,6 +23,7 @@ GROUPS: tuple[Group, ...] = (
     *startup.GROUPS,
     *machine.GROUPS,
     *fanout.GROUPS,
+    *papermill.GROUPS,
 )
 
 

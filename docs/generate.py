@@ -46,7 +46,8 @@ def _metavar(argument: Any) -> str:
 
 def _option(option: Any) -> str:
     value = "" if option.is_flag else f" {option.metavar or 'N'}"
-    return ", ".join(f"`{name}{value}`" for name in sorted(option.opts, key=len, reverse=True))
+    names = [*sorted(option.opts, key=len, reverse=True), *option.secondary_opts]
+    return ", ".join(f"`{name}{value}`" for name in names)
 
 
 def _default(option: Any) -> str:

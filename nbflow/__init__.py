@@ -24,6 +24,9 @@ _HOMES = {
     "Run": "nbflow.runtime.runs",
     "Skipped": "nbflow.runtime.fanout.map",
     "Split": "nbflow.core.outcomes",
+    "batch": "nbflow.headless.batch",
+    "batch_results": "nbflow.headless.results",
+    "batches": "nbflow.headless.results",
     "budget": "nbflow.runtime.budgets",
     "cancel": "nbflow.runtime.waits.cancelling",
     "charge": "nbflow.runtime.budgets",
@@ -31,6 +34,7 @@ _HOMES = {
     "current_run": "nbflow.runtime.runs",
     "durable": "nbflow.runtime.steps",
     "errors": "nbflow.core.errors",
+    "execute": "nbflow.headless.execute",
     "fork": "nbflow.runtime.forks",
     "load_ipython_extension": "nbflow.notebook.extension",
     "map": "nbflow.runtime.fanout.map",
@@ -73,6 +77,9 @@ __all__ = [
     "Skipped",
     "Split",
     "__version__",
+    "batch",
+    "batch_results",
+    "batches",
     "budget",
     "cancel",
     "charge",
@@ -80,6 +87,7 @@ __all__ = [
     "current_run",
     "durable",
     "errors",
+    "execute",
     "fork",
     "load_ipython_extension",
     "map",
@@ -110,6 +118,10 @@ if TYPE_CHECKING:
     from nbflow.core.outcomes import Continue as Continue
     from nbflow.core.outcomes import Split as Split
     from nbflow.core.retry import RetryPolicy as RetryPolicy
+    from nbflow.headless.batch import batch as batch
+    from nbflow.headless.execute import execute as execute
+    from nbflow.headless.results import batch_results as batch_results
+    from nbflow.headless.results import batches as batches
     from nbflow.notebook.extension import load_ipython_extension as load_ipython_extension
     from nbflow.notebook.extension import unload_ipython_extension as unload_ipython_extension
     from nbflow.queries import output as output

@@ -3,7 +3,7 @@
 Exit codes, the same for every command (`docs/cli.md` explains them):
 
     0    done
-    1    an error that has no code of its own
+    1    an error that has no code of its own; a notebook failed
     2    the command line, a duration, a query … makes no sense
     3    no such run, step, output or store
     4    another process holds the database
@@ -11,7 +11,9 @@ Exit codes, the same for every command (`docs/cli.md` explains them):
     6    damaged: a record, a leaf or the store's files
     7    not signed by a key that you trust
     8    the store cannot be used: not a store, read-only, full, or of a later version
+    9    some notebooks of a batch failed
     130  interrupted
+    138  the kernel of a notebook died
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from nbflow.cli import control, operate, outputs, query, runs, upkeep
+from nbflow.cli import batch, control, notebooks, operate, outputs, query, runs, upkeep
+from nbflow.cli.arguments import ParameterCommand, ResumeCommand
 from nbflow.cli.desk import AsJson, Debug, desk
 
 app = typer.Typer(
     name="nbflow",
-    help="Durable Jupyter notebooks: look at what was recorded, query it, export it, look after it.",
+    help="Durable Jupyter notebooks: run them, look at what was recorded, query it, export it, look after it.",
     no_args_is_help=True,
     rich_markup_mode=None,
     # Errors are told in a sentence (nbflow.cli.desk); --debug shows Python's own traceback.
@@ -20,6 +21,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("run", cls=ParameterCommand)(notebooks.run)
+app.command("resume")(notebooks.resume)
+app.command("batch", cls=ResumeCommand)(batch.batch)
+app.command("batches")(batch.batches)
 app.command("runs")(runs.list_runs)
 app.command("show")(runs.show_run)
 app.command("outputs")(outputs.outputs)

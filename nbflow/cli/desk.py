@@ -49,6 +49,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     errors.StoreReadOnly: 8,
     errors.StoreFull: 8,
     errors.StoreTooNew: 8,
+    errors.KernelDied: 138,
 }
 INTERRUPTED = 130
 

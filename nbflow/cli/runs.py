@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,12 @@ def list_runs(
             "--since", metavar="WHEN", help='Only runs created since then: "2h", "3d" or "2026-11-20 18:00".'
         ),
     ] = None,
+    children: Annotated[
+        bool,
+        typer.Option(
+            "--children", help="Also runs that another run started, as the notebooks of a batch are."
+        ),
+    ] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
     store: Place = None,
     as_json: AsJson = False,
@@ -54,9 +61,10 @@ def list_runs(
         query = RunQuery(
             workflow=workflow,
             states=_states(states or []),
-            tags=_tags(tags or []),
+            tags=tags_of(tags or []),
             since=None if since is None else moment(since),
             limit=limit,
+            children=children,
         )
         runs = at.store.runs(query)
         if at.as_json:
@@ -66,7 +74,10 @@ def list_runs(
             if len(runs) == limit:
                 at.say(Text(f"The newest {limit}; --limit shows more.", style="dim"))
         else:
-            at.say("No runs." if query == RunQuery(limit=limit) else "No such runs.")
+            hidden = not children and bool(at.store.runs(replace(query, children=True, limit=1)))
+            at.say("No runs." if query == RunQuery(limit=limit, children=children) else "No such runs.")
+            if hidden:
+                at.say(Text("Other runs started some: --children lists them.", style="dim"))
 
 
 def show_run(
@@ -101,6 +112,12 @@ def show_run(
             )
             return
         _print_header(at, info)
+        if info.workflow_kind == "batch" and not every:
+            from nbflow.cli.batch import how_to_carry_on, print_items
+
+            print_items(at, info.run)
+            how_to_carry_on(at, info)
+            return
         _print_steps(at, steps, [] if every else calls_of(history))
         _print_errors(at, steps, history)
         _print_plan(at, info, planned)
@@ -187,7 +204,12 @@ def _states(words: list[str]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _tags(pairs: list[str]) -> dict[str, str] | None:
+def tags_of(pairs: list[str]) -> dict[str, str] | None:
+    """Return tags given as KEY=VALUE.
+
+    Raises:
+        UsageError: one is not.
+    """
     for pair in pairs:
         if "=" not in pair:
             raise UsageError(f"{pair!r} is no tag.", hint="Write --tag name=value.")

@@ -23,6 +23,8 @@ _STATES = {
     "cancelled": ("⊘", "dim"),
     "skipped": ("↷", "dim"),
     "timed_out": ("⏱", "red"),
+    "stopped": ("■", "yellow"),
+    "interrupted": ("■", "yellow"),
     "corrupt": ("☠", "bold red"),
 }
 
@@ -72,7 +74,12 @@ def short_ids(runs: Iterable[RunInfo]) -> dict[str, str]:
     >>> short_ids([RunInfo("0198a", "w", "failed")])
     {'0198a': '0198a'}
     """
-    ids = sorted(run.run for run in runs)
+    return shortened([run.run for run in runs])
+
+
+def shortened(names: Iterable[str]) -> dict[str, str]:
+    """Return for each run id the shortest prefix that tells it from the others."""
+    ids = sorted(names)
     short: dict[str, str] = {}
     for index, run in enumerate(ids):
         length = _SHORTEST_ID

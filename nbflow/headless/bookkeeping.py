@@ -6,6 +6,8 @@ also those behind the one in which the kernel died. Ours tells what happened.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from papermill.engines import NotebookExecutionManager, catch_nb_assignment
@@ -16,22 +18,36 @@ from nbflow.notebook.amounts import duration
 #: Where nbflow's facts stand, in the metadata of the notebook and of each cell.
 KEY = "nbflow"
 
+#: While cells are restored, which takes milliseconds each, the output notebook is written this often (seconds):
+#: papermill's two writes for each would take twice as long as the cells.
+WHILE_RESTORING = 0.5
+
 
 class Bookkeeper(NotebookExecutionManager):  # type: ignore[misc]  # papermill ships no types
     """Keeps papermill's books, and beside them which cell was restored and which ran."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._quiet = False
+        self._restoring, self._unsaved, self._saved_at = False, False, 0.0
         super().__init__(*arguments, **options)
         #: What stopped the last cell: an exception of nbclient's, or of ours.
         self.problem: BaseException | None = None
         #: Whether the end of the notebook was reached, or a cell that ended it as cells do.
         self.ended = False
         self.counts = {"restored": 0, "ran": 0}
+        #: How many cells are behind us, of whatever kind, and who is told so (a batch that shows progress).
+        self.done = 0
+        self.told: Callable[[Bookkeeper], None] | None = None
 
-    def open(self, run: str, attempt: int | None, state: str = "running") -> None:
+    def open(self, run: str, attempt: int | None, state: str = "running", **facts: Any) -> None:
         """Note which run this is."""
-        self.nb.metadata[KEY] = {"run": run, "attempt": attempt, "state": state, **self.counts}
+        self.nb.metadata[KEY] = {"run": run, "attempt": attempt, "state": state, **self.counts, **facts}
+        self._restoring = attempt is not None and attempt > 1
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.told is not None:
+            self.told(self)
 
     def close(self, state: str, **facts: Any) -> None:
         """Note how the run stands at the end."""
@@ -40,8 +56,19 @@ class Bookkeeper(NotebookExecutionManager):  # type: ignore[misc]  # papermill s
     @catch_nb_assignment  # type: ignore[untyped-decorator]
     def save(self, **_options: Any) -> None:
         """Write the output notebook, except while its truth is being worked out."""
-        if not self._quiet:
-            super().save()
+        if self._quiet:
+            return
+        if self._restoring and time.monotonic() - self._saved_at < WHILE_RESTORING:
+            self._unsaved = True
+            return
+        super().save()
+        self._saved_at, self._unsaved = time.monotonic(), False
+
+    def catch_up(self, done: int) -> None:
+        """Write what was put off, if the cell behind the first `done` ones is still at work: it is not restored."""
+        if self._unsaved and self.done == done:
+            self._restoring = False
+            self.save()
 
     @catch_nb_assignment  # type: ignore[untyped-decorator]
     def notebook_start(self, **_options: Any) -> None:
@@ -53,7 +80,7 @@ class Bookkeeper(NotebookExecutionManager):  # type: ignore[misc]  # papermill s
 
     def report(self, cell: Any, index: int, facts: dict[str, Any]) -> None:
         """Take what the kernel says became of a cell: `step`, `restored` and `seconds` (when it ran)."""
-        restored = bool(facts["restored"])
+        restored = self._restoring = bool(facts["restored"])
         cell.metadata[KEY] = {
             "key": facts["step"],
             "status": "restored" if restored else "ran",
@@ -69,11 +96,34 @@ class Bookkeeper(NotebookExecutionManager):  # type: ignore[misc]  # papermill s
         else:
             self.counts["ran"] += 1
 
+    def executed(self, cell: Any, seconds: float | None) -> None:
+        """Note what became of a code cell that the kernel reported nothing of: it is no step, or it failed.
+
+        `seconds` is None where it was not executed (it is empty, or tagged to be skipped).
+        """
+        if KEY in cell.metadata:
+            return
+        if seconds is None:
+            cell.metadata[KEY] = {"status": "skipped"}
+            return
+        failed = cell.metadata.get("papermill", {}).get("status") == self.FAILED
+        cell.metadata[KEY] = {"status": "failed" if failed else "ran", "seconds": round(seconds, 6)}
+        self.counts["ran"] += not failed
+
     @catch_nb_assignment  # type: ignore[untyped-decorator]
     def cell_exception(self, cell: Any, cell_index: int | None = None, **options: Any) -> None:
         """Note a failure, as papermill does, and what it was."""
-        self.problem = options.get("exception", self.problem)
+        self.problem, self._restoring = options.get("exception", self.problem), False
         super().cell_exception(cell, cell_index=cell_index, **options)
+
+    @catch_nb_assignment  # type: ignore[untyped-decorator]
+    def cell_complete(self, cell: Any, cell_index: int | None = None, **options: Any) -> None:
+        """Finish a cell, as papermill does, and tell whoever wants to know."""
+        super().cell_complete(cell, cell_index=cell_index, **options)
+        if self.pbar and cell.metadata.get(KEY, {}).get("status") == "restored":
+            self.pbar.refresh()  # tqdm itself waits for a tenth of a second
+        self.done += 1
+        self._tell()
 
     @catch_nb_assignment  # type: ignore[untyped-decorator]
     def notebook_complete(self, **_options: Any) -> None:
@@ -83,6 +133,7 @@ class Bookkeeper(NotebookExecutionManager):  # type: ignore[misc]  # papermill s
             for cell in self.nb.cells
             if not self.ended and cell.metadata.get("papermill", {}).get("status") == self.PENDING
         ]
+        self._restoring = False
         self._quiet = True  # saved once, with the truth
         try:
             super().notebook_complete()

@@ -7,6 +7,7 @@ keeps what nbflow says about a cell out of the cell's outputs.
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import signal
 import time
@@ -21,11 +22,13 @@ from papermill.clientwrap import PapermillNotebookClient
 from nbflow.core import errors
 from nbflow.core.errors import KernelDied, NbflowError
 from nbflow.headless.bookkeeping import Bookkeeper
-from nbflow.notebook.messages import is_notice
-from nbflow.notebook.unattended import REPORT
+from nbflow.notebook.messages import REPORT, is_notice
 
 #: Seconds that nbflow in the kernel may take to answer: it opens a run, or ends it.
 PATIENCE = 300
+
+#: Seconds after which a cell that was not restored by then stands as running in the output notebook.
+SHOWN_RUNNING = 0.1
 
 
 class DeadKernel(KernelDied, DeadKernelError):
@@ -48,33 +51,70 @@ class DurableClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
         self._opening, self._closing = opening, closing
         self._cell: Any = None
         self._index = 0
+        self._info: dict[str, Any] | None = None
 
     # --- the notebook ------------------------------------------------------------------------------------
 
     def papermill_execute_cells(self) -> None:
-        """Run the cells between the opening and the closing."""
+        """Run the cells between the opening and the closing.
+
+        Raises:
+            DeadKernel: naming the cell in which the kernel died.
+        """
         try:
+            self._info = super().wait_for_reply(self.kc.kernel_info())
             self._opening(self)
             super().papermill_execute_cells()
             self._cell = None
             self.books.ended = True
+            self.books.catch_up(self.books.done)  # what is over cannot be executed again to write it
             self._closing(self)
-        except BaseException as error:
-            stopped = self._stopped(error)
-            if stopped is error:
-                raise
-            raise stopped from error
+        except DeadKernel:
+            raise
+        except DeadKernelError:
+            raise self._death() from None
 
-    def _stopped(self, error: BaseException) -> BaseException:
-        """Have the books say in which cell it was, and return what to raise."""
-        if isinstance(error, DeadKernelError):
-            error = self._death()
-        if self._cell is not None:
-            self.books.cell_exception(self._cell, cell_index=self._index, exception=error)
-        return error
+    def execute_cell(self, cell: Any, cell_index: int, **options: Any) -> Any:
+        """Run one cell, and have the books say what became of it."""
+        self._cell, self._index = cell, cell_index
+        executed, begin = self.code_cells_executed, time.perf_counter()
+        try:
+            return super().execute_cell(cell, cell_index, **options)
+        except DeadKernelError:
+            death = self._death()
+            self.books.cell_exception(cell, cell_index=cell_index, exception=death)
+            raise death from None
+        except BaseException as error:
+            # papermill itself marks no cell that ran out of time or was interrupted with it.
+            self.books.cell_exception(cell, cell_index=cell_index, exception=error)
+            raise
+        finally:
+            if cell.cell_type == "code":
+                seconds = time.perf_counter() - begin
+                self.books.executed(cell, seconds if self.code_cells_executed > executed else None)
+
+    def wait_for_reply(self, msg_id: str, cell: Any = None) -> Any:
+        """Wait for a reply; what the kernel is was asked before, in case the last cell has ended it (`exit()`)."""
+        try:
+            return super().wait_for_reply(msg_id, cell)
+        except DeadKernelError:
+            if self.books.ended and self.exit_code() == 0 and self._info is not None:
+                return self._info
+            raise
+
+    @property
+    def language(self) -> str:
+        """What the kernel speaks, by its own account; in lower case."""
+        told = (self._info or {}).get("content", {}).get("language_info", {})
+        return str(told.get("name") or "an unknown language").lower()
+
+    def exit_code(self) -> int | None:
+        """Return how the kernel's process ended, negative for a signal; None while it lives or nobody knows."""
+        process = getattr(getattr(self.km, "provisioner", None), "process", None)
+        return process.poll() if process is not None else None
 
     def _death(self) -> DeadKernel:
-        code = self._exit_code()
+        code = self.exit_code()
         how = f"with exit code {code}"
         if code is None:
             how = "for a reason that nobody knows"
@@ -87,20 +127,12 @@ class DurableClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
         where = f"in cell {self._index + 1} of {len(self.nb.cells)}"
         if self._cell is None:
             where = "behind the last cell" if self.books.ended else "before the first cell"
+        again = ", and this cell runs" if self._cell is not None else ""
         return DeadKernel(
             f"The kernel died {how} {where}.{memory}",
             cell=None if self._cell is None else self._index,
-            hint="Run the same command again: what is recorded is restored, and this cell runs.",
+            hint=f"Run the same command again: what is recorded is restored{again}.",
         )
-
-    def _exit_code(self) -> int | None:
-        process = getattr(getattr(self.km, "provisioner", None), "process", None)
-        return process.poll() if process is not None else None
-
-    def execute_cell(self, cell: Any, cell_index: int, **options: Any) -> Any:
-        """Run one cell."""
-        self._cell, self._index = cell, cell_index
-        return super().execute_cell(cell, cell_index, **options)
 
     def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
         """Take a message in; nbflow's own words are no output."""
@@ -108,6 +140,8 @@ class DurableClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
         if msg["msg_type"] in {"display_data", "update_display_data"} and is_notice(content.get("metadata")):
             self._notice(content["data"], cell, cell_index)
             return None
+        if msg["msg_type"] == "execute_input":
+            asyncio.get_running_loop().call_later(SHOWN_RUNNING, self.books.catch_up, self.books.done)
         return super().process_message(msg, cell, cell_index)
 
     def _notice(self, data: dict[str, Any], cell: Any, index: int) -> None:

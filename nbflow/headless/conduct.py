@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from papermill.iorw import papermill_io
 from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
@@ -27,12 +29,27 @@ from nbflow.core.states import RunState
 from nbflow.headless.bookkeeping import Bookkeeper
 from nbflow.headless.client import DurableClient
 from nbflow.headless.engine import RUN_VARIABLE
-from nbflow.headless.identity import Source, Wanted, identity_params, open_run, store_of, workflow_of
-from nbflow.runtime.session import Session
+from nbflow.headless.identity import (
+    Source,
+    Wanted,
+    identity_params,
+    launch_of,
+    open_run,
+    store_of,
+    workflow_of,
+)
+from nbflow.notebook.outcome import RAISES_TAG, mentions_results
 from nbflow.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from nbflow.runtime.session import Session
 
 #: Seconds to wait for the kernel of an earlier, killed papermill: it notices within a second or two.
 ORPHAN = 15.0
+
+#: At the end the database is brought up to date for so many seconds, which a kernel takes to shut down
+#: anyway, and for this share of the time that the notebook took. Later processes go on with what is left.
+_SPARE, _SHARE = 0.3, 0.01
 
 _PREFIX = "nbflow_"
 
@@ -47,6 +64,7 @@ class Terms:
     `run` is an id, "new" or None; `store` a place; `collect` names variables that
     are the run's result; `memory` bounds the kernel (bytes); `item` says which run
     of which batch this is, and then nobody but the batch's runner opens the database.
+    `told` is called when the run is open and behind every cell.
     """
 
     run: str | None = None
@@ -54,6 +72,7 @@ class Terms:
     collect: tuple[str, ...] = ()
     memory: int | None = None
     item: RunOpened | None = None
+    told: Callable[[Bookkeeper], None] | None = None
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Terms:
@@ -72,7 +91,9 @@ class Terms:
                     hint=f"It has {', '.join(_PREFIX + each for each in known)}.",
                 )
         given.setdefault("run", os.environ.get(RUN_VARIABLE) or None)
-        return cls(**{**given, "collect": tuple(given.get("collect", ()))})
+        collect = given.get("collect", ())
+        given["collect"] = (collect,) if isinstance(collect, str) else tuple(collect)
+        return cls(**given)
 
 
 class Conductor:
@@ -86,6 +107,7 @@ class Conductor:
         #: Whether the kernel keeps the record; else this process holds the run.
         self.durable = True
         self._session: Session | None = None
+        self._begun = time.monotonic()
 
     def wait_until_free(self) -> None:
         """Return when nobody has the run; a kernel outlives a killed papermill for a moment.
@@ -117,8 +139,7 @@ class Conductor:
     def opening(self, client: DurableClient) -> None:
         """Have the kernel take the run; where it cannot, hold the run here and say so."""
         nb = self.books.nb
-        language = (client.kc and _language(client)) or ""
-        problem = "" if language == "python" else f"its kernel speaks {language or 'an unknown language'}"
+        problem = "" if client.language == "python" else f"its kernel speaks {client.language}"
         attempt: int | None = None
         if not problem:
             try:
@@ -129,6 +150,11 @@ class Conductor:
                         "store": str(self.store.root),
                         "notebook": self._notebook,
                         "cells": [cell.id for cell in nb.cells if cell.get("id")],
+                        "sources": [
+                            cell.source
+                            for cell in nb.cells
+                            if cell.cell_type == "code" and mentions_results(cell.source)
+                        ],
                         "memory": self._terms.memory,
                     },
                 )
@@ -141,9 +167,10 @@ class Conductor:
                 f"This notebook runs without being recorded, for {problem}: it cannot be resumed, "
                 "and the next time it begins from its first cell."
             )
-            self._session = Session.open(self.store, "", run=self.run)
+            self._session = self._hold()
             attempt = self._session.attempt
-        self.books.open(self.run, attempt)
+        facts: dict[str, Any] = {} if self.durable else {"recorded": False}
+        self.books.open(self.run, attempt, **facts)
         verb = "resumed, attempt" if attempt and attempt > 1 else "begun, attempt"
         logger.info(f"nbflow run {self.run}: {verb} {attempt}")
 
@@ -154,7 +181,7 @@ class Conductor:
         if not self.durable:
             assert self._session is not None
             self._session.finish(state, error=failure)
-            self.books.close(str(state), recorded=False)
+            self.books.close(str(state))
             return
         told: dict[str, Any] = {
             "state": str(state),
@@ -162,21 +189,47 @@ class Conductor:
         }
         if failure is not None:
             told["error"] = {"type": failure.type, "message": failure.message, "traceback": failure.traceback}
-        answer = client.ask("end", told)
+        try:
+            answer = client.ask("end", told)
+        except DeadKernelError:
+            if client.exit_code() != 0:
+                raise
+            answer = self._end_here(state, failure)  # the last cell ended its kernel: `exit()`
+        except NbflowError as error:
+            if failure is None:
+                raise
+            # What the notebook itself failed of is the news; a full disk can be behind it, and behind this.
+            logger.warning(f"The end of run {self.run} is not recorded: {error}")
+            answer = {"state": "failed", "missing": {}}
         for name, why in answer["missing"].items():
             logger.warning(f"{name} is not collected: {why}")
         self.books.close(answer["state"])
+        self.store.wind_up(self.run, _SPARE + _SHARE * (time.monotonic() - self._begun))
         if failure is None and answer["state"] == "cancelled":
             raise RunCancelled(f"Run {self.run} is cancelled.", run=self.run, reason="user")
         if failure is None and answer["state"] == "lost":
             raise LeaseLost(f"Run {self.run} was taken over by another process.", run=self.run)
+
+    def _end_here(self, state: RunState, failure: ErrorInfo | None) -> dict[str, Any]:
+        """Record the end in place of a kernel that is gone."""
+        session = self._hold()
+        session.finish(state, error=failure)
+        missing = dict.fromkeys(self._terms.collect, "the notebook ended its kernel")
+        return {"state": str(state), "missing": missing}
+
+    def _hold(self) -> Session:
+        """Take the run here; loaded now, since a kernel that keeps its own record leaves it to nobody."""
+        from nbflow.runtime.session import Session
+
+        return Session.open(self.store, "", run=self.run)
 
     def stopped(self, error: BaseException) -> None:
         """Note that the execution did not come to an end of its own; the run stays as it is, resumable."""
         if self._session is not None:
             self._session.close()
         state = "cancelled" if isinstance(error, RunCancelled) else "stopped"
-        self.books.close(state, error=f"{type(error).__name__}: {error}".strip()[:_TRACEBACK])
+        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        self.books.close(state, run=self.run, error=told[:_TRACEBACK])
 
 
 def conduct(
@@ -195,24 +248,32 @@ def conduct(
         UnknownRun, RunFinished, UsageError: about the run asked for.
     """
     nb = books.nb
-    source = Source.of(options.pop("input_path", None))
+    folder = _started_in()
+    source = Source.of(options.pop("input_path", None), folder)
     terms = Terms.taken_from(options)
     store = store_of(source, terms.store, upkeep=terms.item is None)
+    books.told = _telling(store, terms.told)
     try:
+        parameters = nb.metadata.get("papermill", {}).get("parameters", {})
         wanted = Wanted(
             workflow=workflow_of(source, nb, store),
-            params=identity_params(nb.metadata.get("papermill", {}).get("parameters", {})),
+            params=identity_params(parameters),
             kernel=kernel_name,
-            launch={
-                "input": str(source.path) if source.path is not None else source.told,
-                "output": _absolute(books.output_path),
-                "kernel": kernel_name,
-                "cwd": os.getcwd(),  # noqa: PTH109 - as text
-            },
+            launch=launch_of(
+                source,
+                kernel_name,
+                output=_from(folder, books.output_path),
+                cwd=os.getcwd(),  # noqa: PTH109 - as text
+                parameters=parameters,
+                collect=terms.collect,
+                start_timeout=start_timeout,
+                execution_timeout=execution_timeout,
+            ),
         )
         info = open_run(store, wanted, run=terms.run, parent=terms.item)
         conductor = Conductor(books, store, info, terms, str(source.path or ""))
         conductor.wait_until_free()
+        store.background.at_once()  # it has nothing else to do until the kernel is there
         settings = merge_kwargs(
             remove_args(["timeout", "startup_timeout"], **options),
             timeout=execution_timeout or options.get("timeout"),
@@ -232,6 +293,27 @@ def conduct(
         _put_away(store)
 
 
+def _started_in() -> str:
+    """Return the folder that paths start from: papermill changes to `cwd` before it calls its engine."""
+    folder = getattr(papermill_io.get_handler("local"), "_cwd", None)
+    return str(folder or os.getcwd())  # noqa: PTH109 - as text
+
+
+def _from(folder: str, path: Any) -> Any:
+    return os.path.join(folder, path) if path and "://" not in path and path != "-" else path  # noqa: PTH118
+
+
+def _telling(store: LocalStore, told: Callable[[Bookkeeper], None] | None) -> Callable[[Bookkeeper], None]:
+    """Return who is told of every cell: the store, that there is something to copy, and `told`."""
+
+    def tell(books: Bookkeeper) -> None:
+        store.background.touch()
+        if told is not None:
+            told(books)
+
+    return tell
+
+
 def _put_away(store: LocalStore) -> None:
     """Close the store; a problem with the database costs nothing, its journals have everything."""
     try:
@@ -243,6 +325,8 @@ def _put_away(store: LocalStore) -> None:
 def _failure(books: Bookkeeper) -> ErrorInfo | None:
     """Return why the notebook failed; None when it did not: `SystemExit` without a code ends it well."""
     for cell in books.nb.cells:
+        if RAISES_TAG in cell.metadata.get("tags", ()):
+            continue  # its error is its work: papermill reports it, and the notebook went on
         for output in cell.get("outputs", ()):
             if output.output_type != "error":
                 continue
@@ -254,13 +338,3 @@ def _failure(books: Bookkeeper) -> ErrorInfo | None:
     if isinstance(problem, CellExecutionError) and problem.ename != "SystemExit":
         return ErrorInfo(type=problem.ename or "Error", message=problem.evalue or "")
     return None
-
-
-def _absolute(path: Any) -> str:
-    text = os.fspath(path) if path else ""
-    return text if not text or "://" in text or text == "-" else os.path.abspath(text)  # noqa: PTH100
-
-
-def _language(client: DurableClient) -> str:
-    spec = getattr(client.km, "kernel_spec", None)
-    return str(getattr(spec, "language", "") or "").lower()

@@ -89,25 +89,42 @@ class NbflowEngine(NBClientEngine):  # type: ignore[misc]  # papermill ships no 
         )
 
 
+#: The option of the command line that stands for `RUN_VARIABLE`.
+RUN_OPTION = "--nbflow-run"
+
+
 def _take_option(arguments: list[str]) -> None:
     """Take `--nbflow-run RUN` out of papermill's command line, which has no options of its engines'.
 
     papermill loads its engines before it reads its arguments.
     """
-    for place, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name != "--nbflow-run":
-            continue
-        if not equals:
-            if place + 1 == len(arguments):
-                return  # papermill says what is wrong with it
-            value = arguments.pop(place + 1)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    ours = [argument for argument in arguments[:end] if argument.partition("=")[0] == RUN_OPTION]
+    for argument in ours:
+        place = arguments.index(argument)
         del arguments[place]
-        os.environ[RUN_VARIABLE] = value
-        return
+        _, equals, run = argument.partition("=")
+        if not equals and place < len(arguments) and not arguments[place].startswith("-"):
+            run = arguments.pop(place)
+        if not run:
+            _refuse(f"Option '{RUN_OPTION}' needs the id of a run, or `new`.")
+        os.environ[RUN_VARIABLE] = run
+    if ours and not {"nbflow", "--engine=nbflow"} & set(arguments):
+        _refuse(f"Option '{RUN_OPTION}' is one of the engine nbflow: add `--engine nbflow`.")
 
 
-if os.path.basename(sys.argv[0]) in {"papermill", "papermill.exe"} or sys.argv[0].endswith(  # noqa: PTH119
-    os.path.join("papermill", "__main__.py")  # noqa: PTH118 - pathlib is not worth its import here
-):
+def _refuse(why: str) -> None:
+    sys.stderr.write(f"Error: {why}\n")
+    sys.exit(2)  # as papermill's own parser does
+
+
+def _is_command_line() -> bool:
+    """Tell whether this process is `papermill …` or `python -m papermill …`."""
+    if sys.argv[0] == "-m":  # still being found: its file is known when the package is imported
+        words = sys.orig_argv
+        return "-m" in words and words[words.index("-m") + 1 :][:1] == ["papermill"]
+    return os.path.basename(sys.argv[0]) in {"papermill", "papermill.exe"}  # noqa: PTH119 - pathlib is not light
+
+
+if sys.argv and _is_command_line():
     _take_option(sys.argv)

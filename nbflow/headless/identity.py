@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,10 @@ class Source:
     path: Path | None
 
     @classmethod
-    def of(cls, told: Any) -> Source:
+    def of(cls, told: Any, folder: str | Path = "") -> Source:
         """Understand the input path that papermill gives its engine; a notebook object has none.
+
+        `folder` is what a relative path starts from; by default the working directory.
 
         >>> Source.of("s3://bucket/flights.ipynb").path is None
         True
@@ -48,7 +50,7 @@ class Source:
         text = os.fspath(told)
         if text == "-" or "://" in text:
             return cls(text, None)
-        return cls(text, Path(text).absolute())
+        return cls(text, Path(folder, text).absolute())
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def store_of(source: Source, place: str | Path | None = None, *, upkeep: bool = 
     """
     if not place and not os.environ.get("NBFLOW_STORE") and source.path is not None:
         place = source.path.parent
-    return LocalStore(locate(place or None), background=False, upkeep=upkeep)
+    # Cells are recorded by the kernel: this process is idle meanwhile and keeps the database up.
+    return LocalStore(locate(place or None), upkeep=upkeep, idle=1.0, compact_after=0.0, aside=True)
 
 
 def workflow_of(source: Source, notebook: Any, store: LocalStore) -> str:
@@ -106,29 +109,79 @@ def workflow_of(source: Source, notebook: Any, store: LocalStore) -> str:
 def identity_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters in the form in which runs are compared and listed: JSON's, whatever papermill takes.
 
-    What JSON cannot tell apart or cannot hold stands as a text that can be told
-    apart: papermill itself accepts every object and writes its text.
+    What JSON cannot hold, or not as what it is, stands as a text that says of which
+    kind it was: papermill itself accepts every object and writes its text.
 
     >>> identity_params({"year": 2013, "limit": float("inf"), "pair": (1, 2)})
-    {'year': 2013, 'limit': 'float: inf', 'pair': [1, 2]}
+    {'year': 2013, 'limit': '‹float› inf', 'pair': '‹tuple› (1, 2)'}
     """
     return {str(name): _plain(value) for name, value in params.items()}
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, str)):
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int):
-        return value if -(2**63) <= value < 2**64 else f"int: {value}"
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else f"float: {value}"
-    if isinstance(value, Mapping):
-        if all(isinstance(key, str) for key in value):
-            return {key: _plain(part) for key, part in value.items()}
-        return [[_plain(key), _plain(part)] for key, part in value.items()]
-    if isinstance(value, (list, tuple)):
+    if type(value) is str:
+        return value if not value.startswith("‹") else _text(value)
+    if type(value) is int:
+        return value if -(2**63) <= value < 2**64 else _text(value)
+    if type(value) is float:
+        return value if math.isfinite(value) else _text(value)
+    if type(value) is list:
         return [_plain(part) for part in value]
-    return f"{type(value).__name__}: {value}"
+    if isinstance(value, Mapping) and all(type(key) is str for key in value):
+        return {key: _plain(part) for key, part in value.items()}
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (set, frozenset)):  # their order is another one in every process
+        text = "{" + ", ".join(sorted(map(repr, value))) + "}"
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{key!r}: {part!r}" for key, part in value.items()) + "}"
+    else:
+        text = str(value)
+    return f"‹{type(value).__name__}› {text}"
+
+
+def launch_of(
+    source: Source,
+    kernel: str,
+    *,
+    output: Any,
+    cwd: str,
+    parameters: Mapping[str, Any],
+    collect: Sequence[str] = (),
+    **options: Any,
+) -> dict[str, Any]:
+    """Return what a run needs to be started again: it is recorded with the run, for `nbflow resume`.
+
+    `exact` tells whether the recorded parameters are those that were given, and not
+    a text in place of what JSON cannot hold. `options` are papermill's.
+    """
+    return {
+        "input": str(source.path) if source.path is not None else source.told,
+        "output": _absolute(output),
+        "kernel": kernel,
+        "cwd": cwd,
+        "exact": _exact(parameters),
+        "collect": list(collect),
+        "options": {name: value for name, value in options.items() if value is not None},
+    }
+
+
+def _exact(value: Any) -> bool:
+    """Tell whether JSON gives a value back as it was."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _exact(part) for key, part in value.items())
+    if isinstance(value, list):
+        return all(map(_exact, value))
+    return value is None or (isinstance(value, (bool, str, int, float)) and bool(_plain(value) == value))
+
+
+def _absolute(path: Any) -> str:
+    text = os.fspath(path) if path else ""
+    return text if not text or "://" in text or text == "-" else os.path.abspath(text)  # noqa: PTH100
 
 
 def open_run(

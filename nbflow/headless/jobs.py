@@ -87,7 +87,10 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How a job ended. `seconds` counts this attempt; `log` holds the last lines of what the worker wrote."""
+    """How a job ended. `seconds` counts this attempt; `log` holds the last lines of what the worker wrote.
+
+    `cell` is the cell of the executed notebook that failed, counted from 0.
+    """
 
     state: Literal["completed", "failed", "cancelled"]
     seconds: float
@@ -96,6 +99,7 @@ class Outcome(msgspec.Struct, frozen=True):
     ran: int = 0
     error: ErrorInfo | None = None
     log: str = ""
+    cell: int | None = None
 
 
 #: What is told of a job while it works.

@@ -281,7 +281,7 @@ _OVERHEAD = references([object()])[0]
 def is_mutable(part: Any) -> bool:
     """Tell whether a change of this object itself can be seen by others that hold it."""
     kind = type(part)
-    if kind in (tuple, frozenset) or kind is types.CellType:
+    if kind in (tuple, frozenset):
         return False
     if kind is types.FunctionType or kind is types.MethodType:
         return False  # their closures are walked; the functions themselves are definitions

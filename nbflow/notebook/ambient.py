@@ -36,6 +36,7 @@ from typing import Any
 
 from nbflow.core.loaded import loaded
 from nbflow.core.signature import digest
+from nbflow.notebook.warned import WARNED
 
 #: What one section saw; opaque outside this module.
 Snapshot = dict[str, Any]
@@ -385,6 +386,15 @@ def _restore_matplotlib(value: Any) -> None:
         mpl.rcParams[key] = value_now
 
 
+#: Figures are shown as pictures once this is at work, which the first plot sees to, or `%matplotlib inline`.
+_INLINE = "module://matplotlib_inline.backend_inline"
+
+
+def _restore_inline(value: str) -> None:
+    if loaded("matplotlib_inline.backend_inline") is None:
+        importlib.import_module("matplotlib.pyplot").switch_backend(value)
+
+
 def _look_numpy_options() -> Any:
     np = sys.modules["numpy"]
     return {"print": np.get_printoptions(), "errors": np.geterr()}
@@ -461,6 +471,14 @@ def _restore_warnings(value: Any) -> None:
         mutated()  # else what was already warned about once stays silent
 
 
+def _change_warned(_then: Any, now: Any) -> Any:
+    return {"notes": now}
+
+
+def _restore_warned(value: Any) -> None:
+    WARNED.restore(value["notes"])
+
+
 def _look_decimal() -> Any:
     context = sys.modules["decimal"].getcontext()
     traps = sorted(signal.__name__ for signal, on in context.traps.items() if on)
@@ -508,6 +526,13 @@ _SECTIONS: dict[str, Section] = {
         _change_options(_pandas_defaults),
         "pandas._config.config",
     ),
+    # Before the parameters: a back end may bring some of its own.
+    "inline": Section(
+        "matplotlib's back end for notebooks",
+        lambda: _INLINE,
+        _restore_inline,
+        module="matplotlib_inline.backend_inline",
+    ),
     "matplotlib": Section(
         "matplotlib's rcParams",
         _look_matplotlib,
@@ -520,5 +545,7 @@ _SECTIONS: dict[str, Section] = {
     ),
     "warnings": Section("The warnings filters", _look_warnings, _restore_warnings, _change_warnings),
     "decimal": Section("The decimal context", _look_decimal, _restore_decimal, _change_decimal, "decimal"),
+    # Behind the filters: what was warned about holds for the filters as they are.
+    "warned": Section("What was warned about", WARNED.look, _restore_warned, _change_warned),
     "locale": Section("The locale", lambda: locale.setlocale(locale.LC_ALL), _restore_locale),
 }

@@ -44,12 +44,13 @@ def takes(body: str) -> bool:
 
 
 class CellRewriter:
-    """The cleanup transform. `auto` switches the second rewriting on; `suspended()` switches both off."""
+    """The cleanup transform. `auto` switches the second rewriting on, except `inside()`; `suspended()` is neither."""
 
     def __init__(self, shell: Any, auto: Callable[[], bool]) -> None:
         self._shell = shell
         self._auto = auto
         self._suspended = 0
+        self._inside = 0
 
     def install(self) -> None:
         """Stand just before IPython's cell magic transform, behind those that strip prompts and indents."""
@@ -76,6 +77,15 @@ class CellRewriter:
         finally:
             self._suspended -= 1
 
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Make nothing durable that a durable cell transforms while it runs, as `%%time` does with its body."""
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
     def rewrite(self, lines: list[str]) -> list[str]:
         """Return the cell's lines, rewritten where this is its business."""
         if self._suspended or not lines:
@@ -84,7 +94,7 @@ class CellRewriter:
             line, body = lines[0][len("%%durable") :].strip(), "".join(lines[1:])
             return [_await_call(line, body)] if body.strip() and self._awaits(body) else lines
         body = "".join(lines)
-        if not self._auto() or not takes(body):
+        if self._inside or not self._auto() or not takes(body):
             return lines
         if self._awaits(body):
             return [_await_call(AUTO_OPTION, body)]

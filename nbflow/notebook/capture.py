@@ -248,11 +248,12 @@ class Shown:
 _MISSING = object()
 
 
-def replay(shell: Any, display: Display | bytes, result: Any = _MISSING) -> None:
+def replay(shell: Any, display: Display | bytes, result: Any = _MISSING, *, explain: bool = True) -> None:
     """Show recorded outputs again, in order, and set `_` and `Out[n]` as the cell did.
 
     `result` is the object of the last execute_result where it was recorded;
-    otherwise a `Shown` that looks like it takes its place.
+    otherwise a `Shown` that looks like it takes its place. With `explain`, what
+    stands for a widget says why, and what to do.
 
     Raises:
         CannotRestore: the bytes are not a display that this version knows.
@@ -266,7 +267,7 @@ def replay(shell: Any, display: Display | bytes, result: Any = _MISSING) -> None
             stream.write(output.text)
             stream.flush()  # else stdout and stderr would change places in the kernel's buffers
             continue
-        data, metadata = _without_widget(output.data, output.metadata)
+        data, metadata = _without_widget(output.data, output.metadata, explain=explain)
         if output.kind == "result":
             known = index == last and result is not _MISSING
             _show_result(shell, data, metadata, result if known else Shown(data, metadata))
@@ -302,12 +303,16 @@ def _show_result(shell: Any, data: dict[str, Any], metadata: dict[str, Any], val
     hook.finish_displayhook()
 
 
-def _without_widget(data: dict[str, Any], metadata: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _without_widget(
+    data: dict[str, Any], metadata: dict[str, Any], *, explain: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the bundle without its widget view: the widget's model died with its kernel."""
     if _WIDGET not in data:
         return data, metadata
     data = {mime: value for mime, value in data.items() if mime != _WIDGET}
     metadata = {mime: value for mime, value in metadata.items() if mime != _WIDGET}
+    if not explain:
+        return data, metadata
     text = "" if "text/plain" not in data else f"{data['text/plain']}\n"
     data["text/plain"] = (
         f"{text}[a widget, restored without its kernel: run the cell with --refresh to use it]"

@@ -90,8 +90,30 @@ class Commands:
         if word not in SUBCOMMANDS:
             meant = did_you_mean(word, SUBCOMMANDS) or f"It knows {', '.join(sorted(SUBCOMMANDS))}."
             raise UsageError(f"%nbflow knows no {word!r}.", hint=f"{meant} See %nbflow?")
+        if self.host.engaged and self._is_the_engines(word, rest.strip()):
+            return None
         method: Callable[[str], Any] = getattr(self, f"do_{word}")
         return method(rest.strip())
+
+    def _is_the_engines(self, word: str, rest: str) -> bool:
+        """Tell whether this is for the engine to decide, which executes the notebook as one run: then say so.
+
+        Raises:
+            UsageError: going on would take the run away from the engine.
+        """
+        if word in ("new", "finish"):
+            messages.say(
+                self.host.shell,
+                f"%nbflow {word} does nothing here: nbflow's engine executes this notebook as one run "
+                "and completes it at its end.",
+            )
+            return True
+        if word in ("resume", "steal") or (word == "store" and rest):
+            raise UsageError(
+                f"%nbflow {word} has no place in a notebook that nbflow's engine executes.",
+                hint="Say which run or store to papermill: --nbflow-run RUN, NBFLOW_STORE=PLACE.",
+            )
+        return False
 
     @staticmethod
     def manual() -> str:

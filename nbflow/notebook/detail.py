@@ -13,6 +13,7 @@ In `StepCompleted.detail`:
 * `WRITES`: names of the outputs, in order
 * `DELETES`: names that the cell deleted
 * `UNSTORED`: names that the cell bound and that it was recorded without, since they cannot be stored
+* `FILE`: the name of the file from which Python thinks the cell's functions come
 * `ALIASES`: `{name: fingerprint hex before the cell}` of outputs that the cell neither bound nor read
   and that share objects with one; "" where it was not looked at (see `tracking.Outputs.aliases`)
 """
@@ -29,4 +30,5 @@ CELL_ID: Final = "cell_id"
 WRITES: Final = "writes"
 DELETES: Final = "deletes"
 UNSTORED: Final = "unstored"
+FILE: Final = "file"
 ALIASES: Final = "aliases"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import linecache
 import re
 from dataclasses import dataclass
 from types import CodeType
@@ -103,6 +104,19 @@ async def run_code_async(shell: Any, code: CellCode) -> None:
             await eval(part, shell.user_global_ns, shell.user_ns)  # noqa: S307 - the user's cell
         else:
             exec(part, shell.user_global_ns, shell.user_ns)  # noqa: S102
+
+
+def also_called(shell: Any, code: CellCode, other: str, place: CellPlace | None) -> None:
+    """Have functions that were compiled in another process show their lines in tracebacks and warnings.
+
+    IPython names the file of a cell after the process.
+    """
+    if other == code.filename or other in linecache.cache or code.filename not in linecache.cache:
+        return
+    linecache.cache[other] = linecache.cache[code.filename]
+    names = getattr(shell.compile, "_filename_map", None)
+    if isinstance(names, dict) and place is not None:
+        names[other] = names.get(code.filename, place.number)
 
 
 def _lines_before(raw: str, body: str) -> int:

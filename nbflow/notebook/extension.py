@@ -18,6 +18,7 @@ from nbflow.notebook.host import Host
 from nbflow.notebook.magics import DurableMagics
 from nbflow.notebook.options import durable_options
 from nbflow.notebook.runner import CellRunner
+from nbflow.notebook.warned import WARNED
 from nbflow.runtime import active
 
 _PLACE = "_nbflow_extension"
@@ -56,6 +57,8 @@ class Extension:
         self._undo.append(self.matcher.remove)
         active.set_opener(host.attach)
         self._undo.append(lambda: active.set_opener(None))
+        WARNED.install()
+        self._undo.append(WARNED.remove)
         messages.install_error_rendering()
         self._undo.append(messages.remove_error_rendering)
         atexit.register(host.detach)

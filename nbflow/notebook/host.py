@@ -80,6 +80,10 @@ class Host:
         #: The ids of the cells of the notebook as it is now, where somebody knows them: an id that is
         #: recorded and not among them was made up anew, as papermill does for notebooks that have none.
         self.present: frozenset[str] | None = None
+        #: Whether an engine executes the notebook: which run this is, and when it ends, is for it to say.
+        self.engaged = False
+        #: Whether a later cell of the notebook looks at results (`_`, `Out[3]`): then each is recorded.
+        self.results = False
         self._progress = Progress(shell)
 
     # --- the cell that is executing ----------------------------------------------------------------
@@ -158,6 +162,7 @@ class Host:
             from nbflow.notebook.tracking import Tracker
 
             self._tracker = Tracker(self.shell.user_ns)
+            self._tracker.results = self.results
         return self._tracker
 
     def workflow(self) -> str:

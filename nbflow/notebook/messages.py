@@ -12,6 +12,8 @@ from nbflow.notebook.amounts import duration, moment
 #: Metadata that marks an output as nbflow's own words, for tools that compare or strip outputs.
 MARK = {"nbflow": {"notice": True}}
 
+#: The format of the message in which a cell tells papermill's engine what became of it; no front end shows it.
+REPORT = "application/vnd.nbflow.cell+json"
 
 #: The theme's font for what a program says, as against what code printed.
 FONT = "font-family:var(--jp-ui-font-family, sans-serif);font-size:var(--jp-ui-font-size1, 13px)"
@@ -125,9 +127,9 @@ def shown_syntax_error(shell: Any, error: SyntaxError) -> Exception:
     IPython takes a SyntaxError that leaves a magic for one of an import, and
     shows all frames of the machinery; a class of the same name it asks how.
     """
-    lines: list[str] = shell.SyntaxTB.structured_traceback(SyntaxError, error, [])
-    kind = type("SyntaxError", (Exception,), {"_render_traceback_": lambda _self: lines})
-    stand_in: Exception = kind(*error.args)
+    lines: list[str] = shell.SyntaxTB.structured_traceback(type(error), error, [])
+    shown = {"_render_traceback_": lambda _self: lines, "__str__": lambda _self: str(error)}
+    stand_in: Exception = type(type(error).__name__, (Exception,), shown)(*error.args)
     stand_in.__cause__ = error
     stand_in.__suppress_context__ = True
     return stand_in

@@ -30,6 +30,7 @@ from nbflow.notebook.detail import CODE, DELETES, HELPERS, READS, UNSTORED, WRIT
 from nbflow.notebook.expressions import STORE
 from nbflow.notebook.identity import CellNames, is_nameless, similar
 from nbflow.notebook.purity import is_atom, may_change_unknown
+from nbflow.notebook.tracking import is_private
 from nbflow.values.fingerprint import fingerprint
 
 Action = Literal["restore", "run", "gone"]
@@ -337,6 +338,8 @@ def _leave_behind(
         completed = execution.completed
         assert completed is not None
         for output in completed.checkpoint.outputs if completed.checkpoint else ():
+            if is_private(output.name):
+                continue  # the results of cells, see `outcome`
             world.rebound(output.name)
             world.known[output.name] = output.fingerprint.hex()
         for deleted in completed.detail.get(DELETES, ()):

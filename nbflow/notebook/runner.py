@@ -12,8 +12,9 @@ and *Run All* stops; the session has recorded the failure by then.
 
 from __future__ import annotations
 
-import io
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,23 @@ from nbflow.core.errors import CannotRestore, CannotStore, CorruptLeaf, LeaseLos
 from nbflow.notebook import ambient, capture, messages
 from nbflow.notebook import detail as keys
 from nbflow.notebook.amounts import duration
-from nbflow.notebook.execute import CellCode, compile_body, run_code, run_code_async, transform
+from nbflow.notebook.auto import AUTO_OPTION
+from nbflow.notebook.execute import CellCode, also_called, compile_body, run_code, run_code_async, transform
 from nbflow.notebook.host import CellReport
 from nbflow.notebook.options import CellOptions
+from nbflow.notebook.outcome import (
+    RAISES_TAG,
+    RESULT,
+    is_closed_file,
+    is_expected,
+    raised,
+    raised_again,
+    rebind_results,
+    result_of,
+    storable,
+)
+from nbflow.notebook.tracking import is_private
+from nbflow.notebook.warned import WARNED
 
 if TYPE_CHECKING:
     from nbflow.core.history import Execution
@@ -39,12 +54,12 @@ _DREW = "drew"
 _SEEDS = "seeds"
 _RESULT = "result"
 _AMBIENT = "ambient"
+_RAISED = "raised"
+#: Also what IPython calls the exit code of the last `!command`.
+_EXIT_CODE = "_exit_code"
 
 #: Tags of cells: always run and record anew; never run again in this run; leave it alone, so it runs every time.
 RERUN_TAG, ONCE_TAG, SKIP_TAG = "nbflow-rerun", "nbflow-once", "nbflow-skip"
-
-#: Results of the last expression up to this many bytes are recorded as objects.
-_RESULT_LIMIT = 64 * 1024
 
 
 @dataclass
@@ -56,6 +71,9 @@ class _Work:
     code: CellCode
     options: CellOptions
     inputs: Inputs
+    #: Whether it has done its work also when it raises, and what it raised.
+    may_raise: bool = False
+    raised: BaseException | None = None
     recorder: capture.Recorder | None = None
     generators: list[str] = field(default_factory=list)
 
@@ -83,12 +101,15 @@ class CellRunner:
             )
         try:
             if work is None:
-                run_code(self.shell, code)
+                with self._rewriter.inside():
+                    run_code(self.shell, code)
             elif not self._replay(work):
                 execution = work.session.run_step(
                     work.spec, lambda _attempt: self._body(work), self._shown(work)
                 )
                 self._recorded(work, execution)
+            if work is not None and work.raised is not None:
+                raise work.raised
         except BaseException as error:
             self._leave(error)
             raise
@@ -98,12 +119,15 @@ class CellRunner:
         code, work = self._prepare(options, body)
         try:
             if work is None:
-                await run_code_async(self.shell, code)
+                with self._rewriter.inside():
+                    await run_code_async(self.shell, code)
             elif not self._replay(work):
                 execution = await work.session.run_step_async(
                     work.spec, lambda _attempt: self._body_async(work), self._shown(work)
                 )
                 self._recorded(work, execution)
+            if work is not None and work.raised is not None:
+                raise work.raised
         except BaseException as error:
             self._leave(error)
             raise
@@ -122,6 +146,7 @@ class CellRunner:
 
     # --- before ---------------------------------------------------------------------------------------
 
+    @WARNED.undisturbed()
     def _prepare(self, options: CellOptions, body: str) -> tuple[CellCode, _Work | None]:
         from nbflow.notebook.analysis import analyse
 
@@ -134,6 +159,8 @@ class CellRunner:
             raise messages.shown_syntax_error(self.shell, error) from error
         if options.auto and (place is None or not place.recorded):
             return code, None  # what a front end runs for itself is no part of the notebook
+        if options.auto:
+            self._show_in_history(source)
         tags = place.tags if place is not None else ()
         if options.auto and SKIP_TAG in tags:
             return code, None
@@ -170,10 +197,19 @@ class CellRunner:
                 keys.CELL_ID: (place.cell_id if place else None) or "",
             },
         )
-        return code, _Work(session, spec, code, options, inputs)
+        return code, _Work(
+            session, spec, code, options, inputs, may_raise=options.auto and RAISES_TAG in tags
+        )
+
+    def _show_in_history(self, source: str) -> None:
+        """Have `In[n]` be the user's cell as IPython keeps it, and not the call that made it durable."""
+        inputs = self.shell.history_manager.input_hist_parsed
+        if inputs and AUTO_OPTION in inputs[-1]:  # a cell that is only `exit` is not kept
+            inputs[-1] = source.rstrip("\n")
 
     # --- replay ---------------------------------------------------------------------------------------
 
+    @WARNED.undisturbed()
     def _replay(self, work: _Work) -> bool:
         """Give the recorded cell back, if there is one that stands for this work; tell whether there was."""
         begin = time.perf_counter()
@@ -192,20 +228,28 @@ class CellRunner:
         except (CannotRestore, CorruptLeaf) as error:
             error.add_note(f"Run it again with `%nbflow forget {work.spec.name}`, then this cell.")
             raise
+        result = {}
+        if RESULT in values:
+            result["result"] = values.pop(RESULT)
         namespace.update(values)
+        rebind_results(self.shell, values)
+        if _EXIT_CODE in state:
+            namespace[_EXIT_CODE] = state[_EXIT_CODE]
+        also_called(self.shell, work.code, completed.detail.get(keys.FILE, ""), self.host.place)
         for name in completed.detail.get(keys.DELETES, ()):
             namespace.pop(name, None)
-        self._remember(execution)
         problems = ambient.restore(state.get(_AMBIENT, {}))
         self.host.seeds.update(state.get(_SEEDS, {}))
         self.host.generators.update(name for name in state.get(_AMBIENT, {}) if name in ambient.GENERATORS)
         self.host.done_here[work.spec.step] = execution.number
-        result = {}
         if _RESULT in state:
             result["result"] = state[_RESULT]
         elif completed.detail.get(_RESULT) in namespace:
             result["result"] = namespace[completed.detail[_RESULT]]
-        capture.replay(self.shell, display, **result)
+        capture.replay(self.shell, display, explain=not self.host.engaged, **result)
+        self._remember(execution)
+        if _RAISED in state:
+            work.raised = raised_again(state[_RAISED])
         for problem in problems:
             messages.say(self.shell, f"{work.spec.name}: {problem}")
         if self.host.told is not None:
@@ -289,25 +333,31 @@ class CellRunner:
 
     def _body(self, work: _Work) -> StepResult:
         before = self._before()
-        with capture.record(self.shell, self.host.config.display_limit) as recorder:
-            work.recorder = recorder
-            from nbflow.runtime.scope import Scope
-
-            with work.session.within(Scope(work.spec.step)):
-                run_code(self.shell, work.code)
-            flush_figures(self.shell)
+        with self._recording(work):
+            run_code(self.shell, work.code)
         return self._result(work, before)
 
     async def _body_async(self, work: _Work) -> StepResult:
         before = self._before()
+        with self._recording(work):
+            await run_code_async(self.shell, work.code)
+        return self._result(work, before)
+
+    @contextmanager
+    def _recording(self, work: _Work) -> Iterator[None]:
+        """Record what is shown inside the block, and keep an error that the cell may raise."""
+        from nbflow.runtime.scope import Scope
+
         with capture.record(self.shell, self.host.config.display_limit) as recorder:
             work.recorder = recorder
-            from nbflow.runtime.scope import Scope
-
-            with work.session.within(Scope(work.spec.step)):
-                await run_code_async(self.shell, work.code)
+            try:
+                with work.session.within(Scope(work.spec.step)), self._rewriter.inside():
+                    yield
+            except Exception as error:
+                if not work.may_raise or not is_expected(error):
+                    raise
+                work.raised = error
             flush_figures(self.shell)
-        return self._result(work, before)
 
     def _before(self) -> ambient.Snapshot:
         return ambient.snapshot(environ=self.host.config.ambient_environ)
@@ -318,6 +368,7 @@ class CellRunner:
 
         return on_error
 
+    @WARNED.undisturbed()
     def _result(self, work: _Work, before: ambient.Snapshot) -> StepResult:
         """Collect what the cell left behind."""
         from nbflow.runtime.session import StepResult
@@ -330,16 +381,23 @@ class CellRunner:
         # What it drew from a generator that it seeded itself depends on no seed of others.
         drew = [name for name in ambient.drawn(before, after) if name not in seeded]
         digests = Digests()
-        outputs = self.host.tracker.after(work.inputs, writes=work.options.out, digests=digests)
+        result = result_of(
+            self.shell, work.recorder.display(), work.inputs.fingerprints, record=self.host.results
+        )
+        outputs = self.host.tracker.after(
+            work.inputs, writes=work.options.out, digests=digests, also=result.objects
+        )
         values = {name: self.shell.user_ns[name] for name in outputs.names}
         # `with open(path) as f` leaves a closed file behind: nothing anybody could want back.
         values = {name: value for name, value in values.items() if not is_closed_file(value)}
+        values |= result.values(values)
         unstored: list[str] = []
         if self._policy(work.options) == "rerun":
             values, unstored = storable(values, digests)
         found: dict[str, Any] = {
-            keys.WRITES: list(values),
+            keys.WRITES: [name for name in values if not is_private(name)],
             keys.DELETES: list(outputs.deleted),
+            keys.FILE: work.code.filename,
             keys.ALIASES: {name: was.hex() for name, was in outputs.aliases.items()},
         }
         if drew:
@@ -356,7 +414,14 @@ class CellRunner:
         display = b""
         if work.options.display:
             display = work.recorder.encoded()
-            self._note_result(work, values, found, state)
+            if result.name or result.name_among(values):
+                found[_RESULT] = result.name or result.name_among(values)
+            elif result.plain:
+                state[_RESULT] = result.value
+        if work.inputs.analysis.shell and _EXIT_CODE in self.shell.user_ns:
+            state[_EXIT_CODE] = self.shell.user_ns[_EXIT_CODE]
+        if isinstance(work.raised, Exception):
+            state[_RAISED] = raised(self.shell, work.raised)
         return StepResult(values, display=display, state=state or None, detail=found, digests=digests)
 
     def _policy(self, options: CellOptions) -> str:
@@ -366,21 +431,7 @@ class CellRunner:
         """
         return options.on_cannot_store or ("rerun" if options.auto else self.host.config.on_cannot_store)
 
-    def _note_result(
-        self, work: _Work, values: dict[str, Any], found: dict[str, Any], state: dict[str, Any]
-    ) -> None:
-        """Record the last result itself where that is free: a variable of the cell, or small plain data."""
-        assert work.recorder is not None
-        if not any(output.kind == "result" for output in work.recorder.display().outputs):
-            return
-        result = self.shell.user_ns.get("_")
-        for name, value in values.items():
-            if value is result:
-                found[_RESULT] = name
-                return
-        if ambient.is_plain(result) and len(repr(result)) <= _RESULT_LIMIT:
-            state[_RESULT] = result
-
+    @WARNED.undisturbed()
     def _recorded(self, work: _Work, execution: Execution) -> None:
         """The step is on disk: remember what it is here, and say what was not recorded."""
         assert execution.completed is not None
@@ -436,29 +487,6 @@ def why_other(spec: StepSpec, execution: Execution) -> str:
 def _declared(options: CellOptions) -> str:
     """Return the options that make the work another one: what counts as output."""
     return "" if options.out is None else "out=" + ",".join(sorted(options.out))
-
-
-def is_closed_file(value: Any) -> bool:
-    """Tell whether the value is a file that was closed."""
-    return isinstance(value, io.IOBase) and not isinstance(value, (io.BytesIO, io.StringIO)) and value.closed
-
-
-def storable(values: dict[str, Any], digests: Any) -> tuple[dict[str, Any], list[str]]:
-    """Leave out the variables that cannot be stored; return the others and the names left out."""
-    from nbflow.values.codec import encode
-
-    kept, unstored = dict(values), []
-    while kept:
-        try:
-            encode(kept, digests=digests)
-        except CannotStore as error:
-            if error.variable not in kept:
-                raise
-            del kept[error.variable]
-            unstored.append(error.variable)
-        else:
-            break
-    return kept, unstored
 
 
 def flush_figures(shell: Any) -> None:

@@ -14,6 +14,7 @@ runs, so `frame = frame.dropna()` needs no more memory than without nbflow.
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 import weakref
@@ -26,6 +27,7 @@ from nbflow.notebook.aliases import sharing
 from nbflow.notebook.analysis import CellAnalysis
 from nbflow.notebook.purity import is_atom
 from nbflow.values.fingerprint import Fingerprint, fingerprint
+from nbflow.values.in_place import changed_in_place
 from nbflow.values.leaf import Digests
 
 #: The fingerprint of a name that is not bound.
@@ -58,6 +60,15 @@ def is_private(name: str) -> bool:
     if not name.startswith("_"):
         return False
     return (name.startswith("__") and name.endswith("__")) or _IPYTHON_PATTERN.fullmatch(name) is not None
+
+
+def is_result(name: str) -> bool:
+    """Tell whether IPython keeps a cell's result under this name.
+
+    >>> is_result("_12"), is_result("_i12"), is_result("_")
+    (True, False, False)
+    """
+    return name[:1] == "_" and name[1:].isdecimal()
 
 
 @dataclass(frozen=True)
@@ -180,6 +191,8 @@ class Tracker:
         self.namespace = namespace
         self.versions = versions if versions is not None else RecordedVersions(fingerprinter)
         self._fingerprint = fingerprinter
+        #: Whether results (`_5`) are told apart from other names of IPython's: cells may look at them.
+        self.results = False
 
     def before(
         self,
@@ -231,11 +244,18 @@ class Tracker:
         return Inputs(analysis, found, tuple(opaque), tuple(unstable), aliases, watched, raw, snapshot)
 
     def after(
-        self, inputs: Inputs, *, writes: Iterable[str] | None = None, digests: Digests | None = None
+        self,
+        inputs: Inputs,
+        *,
+        writes: Iterable[str] | None = None,
+        digests: Digests | None = None,
+        also: Iterable[Any] = (),
     ) -> Outputs:
         """Return what the cell bound, changed and deleted; `writes` overrides what it bound (`--out`).
 
-        `digests` holds the hashes of unchanged buffers for the checkpoint that follows.
+        `also` are objects that are recorded without being variables: what hangs
+        together with them is recorded too. `digests` holds the hashes of unchanged
+        buffers for the checkpoint that follows.
         """
         before = inputs.snapshot
         if before is None:
@@ -254,11 +274,12 @@ class Tracker:
         digests = digests if digests is not None else Digests()
         taken = set(bound)
         mutated: list[str] = []
-        lost: list[Any] = []
+        lost: list[Any] = [*also]
         for name in inputs.watched:
-            rebound = name in taken or name not in namespace
+            # IPython binds `_` and its like; what they were bound to lives on in `Out` and elsewhere.
+            rebound = name in taken or name not in namespace or is_private(name)
             value = before.held(name) if rebound else namespace[name]
-            if value is None or (not rebound and is_private(name)):
+            if value is None:
                 continue
             if self._fingerprint(value, digests=digests).digest != inputs.raw[name]:
                 if rebound:
@@ -267,7 +288,14 @@ class Tracker:
                     mutated.append(name)
         value = None
         before.release()
-        found = sorted(sharing((*bound, *mutated), namespace, among=self._variables(), extra=lost))
+        # The newest `_5` is the result itself, which is recorded as that.
+        taken_as_result = {id(value) for value in also}
+        among = [
+            name
+            for name in self._variables()
+            if not (is_private(name) and id(namespace[name]) in taken_as_result)
+        ]
+        found = sorted(sharing((*bound, *mutated), namespace, among=among, extra=lost))
         shared = tuple(name for name in found if name in inputs.fingerprints)
         # What shared nothing with an input that may have changed is as it was before.
         aliases = {
@@ -309,10 +337,16 @@ class Tracker:
         return found.digest if found.stable else self.versions.version(name, value, found.digest) or MISSING
 
     def _variables(self) -> list[str]:
-        return [name for name, value in self.namespace.items() if not is_private(name) and not _is_own(value)]
+        return [
+            name
+            for name, value in self.namespace.items()
+            if (not is_private(name) or (self.results and is_result(name))) and not _is_own(value)
+        ]
 
     def _is_watched(self, analysis: CellAnalysis, name: str, *, given: bool) -> bool:
         value = self.namespace[name]
+        if _has_state(value):
+            return True
         if is_atom(value) or _is_own(value):
             return False
         if analysis.dynamic or (given and name not in analysis.reads):
@@ -356,6 +390,16 @@ def _reference(value: Any) -> Callable[[], Any]:
         return weakref.ref(value)
     except TypeError:  # lists, dictionaries: they have no weak references
         return lambda: value
+
+
+def _has_state(value: Any) -> bool:
+    """Tell whether the value is a function that changes what it has captured."""
+    return type(value) is types.FunctionType and bool(value.__closure__) and _changes_captured(value.__code__)
+
+
+@functools.lru_cache(maxsize=512)
+def _changes_captured(code: types.CodeType) -> bool:
+    return not changed_in_place(code).isdisjoint(code.co_freevars)
 
 
 def _is_opaque(value: Any) -> bool:

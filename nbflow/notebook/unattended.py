@@ -21,20 +21,22 @@ from nbflow.core.states import RunState
 from nbflow.notebook import messages
 from nbflow.notebook.extension import extension_of, load_ipython_extension
 from nbflow.notebook.host import CellReport, Host
-
-#: The format of the message in which a cell says what became of it; no front end shows it.
-REPORT = "application/vnd.nbflow.cell+json"
+from nbflow.notebook.outcome import speaks_of_results
 
 #: The version of what the two sides say to each other: they may be of different environments.
 PROTOCOL = 1
+
+#: Bytes of a cell's output that are recorded: all. What is not would be missing in a resumed notebook.
+DISPLAY_LIMIT = 2**62
 
 
 def begin(shell: Any, terms: str) -> str:
     """Load nbflow, attach the run and make every later cell durable; return what the engine wants to know.
 
     `terms` is a JSON object: `run` and `store` name the run, `notebook` its file
-    (or ""), `cells` the ids of its cells, `memory` the bytes of memory that this
-    process may allocate (or null).
+    (or ""), `cells` the ids of its cells, `sources` the text of those that may look
+    at results (`_`, `Out[3]`), `memory` the bytes of memory that this process may
+    allocate (or null).
 
     The answer is a JSON object with `attempt`, or with `error`.
     """
@@ -46,12 +48,15 @@ def begin(shell: Any, terms: str) -> str:
         extension = extension_of(shell)
         host = extension.host
         extension.config.auto, extension.config.plan = True, False
+        extension.config.display_limit = DISPLAY_LIMIT
         extension.config.store = told["store"]
         host.path = Path(told["notebook"]) if told.get("notebook") else None
         host.upkeep = False
         host.present = frozenset(told.get("cells", ()))
+        host.results = speaks_of_results(told.get("sources", ()))
         host.told = lambda report: _tell(shell, report)
         session = host.attach(run=told["run"])
+        host.engaged = True
     except NbflowError as error:
         return _answer(error=_error(error))
     return _answer(attempt=session.attempt, protocol=PROTOCOL)
@@ -116,7 +121,7 @@ def _collect(host: Host, names: list[str]) -> dict[str, str]:
 
 
 def _tell(shell: Any, report: CellReport) -> None:
-    shell.display_pub.publish(data={REPORT: asdict(report)}, metadata=messages.MARK)
+    shell.display_pub.publish(data={messages.REPORT: asdict(report)}, metadata=messages.MARK)
 
 
 def _limit_memory(size: int) -> None:

@@ -64,6 +64,7 @@ class Background:
         self._last = 0.0
         self._wake = threading.Event()
         self._stopped = threading.Event()
+        self._at_once = threading.Event()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._pid = os.getpid()
@@ -83,6 +84,12 @@ class Background:
         self._hurried = True
         self.touch()
 
+    def at_once(self) -> None:
+        """Say that this is the moment: copy and compact without waiting for quiet; the process is about to end."""
+        self._hurried = True
+        self._at_once.set()
+        self.touch()
+
     def _start(self) -> None:
         with self._starting:
             if (
@@ -97,20 +104,22 @@ class Background:
     def stop(self, timeout: float | None = 5.0) -> None:
         """Stop the thread and wait for it; stopping twice is fine."""
         self._stopped.set()
+        self._at_once.set()
         self._wake.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and os.getpid() == self._pid:
             thread.join(timeout)
 
     def _quiet(self, seconds: float, longest: float) -> bool:
-        """Wait until nothing was appended for `seconds`, `longest` at most; False when stopped."""
+        """Wait until nothing was appended for `seconds`, `longest` at most or `at_once`; False when stopped."""
         end = time.monotonic() + longest
         while not self._stopped.is_set():
             now = time.monotonic()
             due = min(self._last + seconds, end)
-            if now >= due:
-                return True
-            self._stopped.wait(due - now)
+            if now >= due or self._at_once.is_set():
+                self._at_once.clear()
+                return not self._stopped.is_set()
+            self._at_once.wait(due - now)
         return False
 
     def _loop(self) -> None:

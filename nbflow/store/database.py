@@ -93,10 +93,14 @@ class _Older(StoreError):
 
 
 class Database:
-    """One DuckDB file. Safe to use from several threads and processes; holds nothing between calls."""
+    """One DuckDB file. Safe to use from several threads and processes; holds nothing between calls.
 
-    def __init__(self, path: str | Path) -> None:
+    `threads` bounds how many threads DuckDB works with; by default as many as there are processors.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         self.path = Path(path)
+        self._threads = threads
 
     def exists(self) -> bool:
         """Tell whether the file is there."""
@@ -187,6 +191,8 @@ class Database:
                     if foreign:
                         instance.close()
                     else:
+                        if self._threads is not None:
+                            instance.execute("RESET threads")
                         _let_go(instance)
                     return
             time.sleep(pause)
@@ -213,6 +219,8 @@ class Database:
                 # A file made by a plain client has larger blocks, and keeps them.
                 connection.execute(f"ATTACH '{place}' AS store")
             connection.execute("USE store")
+            if self._threads is not None:
+                connection.execute(f"SET threads = {self._threads}")
             self._require_schema(connection, read_only)
         except BaseException as error:
             connection.close()

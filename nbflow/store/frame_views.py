@@ -64,14 +64,20 @@ def _unseen(connection: duckdb.DuckDBPyConnection) -> list[_Unseen]:
     ]
 
 
-def show_frames(connection: duckdb.DuckDBPyConnection, fetch: compact.FetchRaw) -> int:
-    """Make the views that are missing; return how many frames were looked at. Safe to kill."""
+def show_frames(
+    connection: duckdb.DuckDBPyConnection, fetch: compact.FetchRaw, *, decode: bool = True
+) -> int:
+    """Make the views that are missing; return how many frames were looked at. Safe to kill.
+
+    With `decode=False` only frames whose columns are all native leaves get one;
+    the others wait for a process in which their values may be unpickled.
+    """
     import duckdb
 
     unseen = _unseen(connection)
     for frame in unseen:
         try:
-            _show(connection, frame, fetch)
+            _show(connection, frame, fetch, decode=decode)
         except (duckdb.Error, NbflowError) as error:
             connection.execute("ROLLBACK")
             # One frame that cannot be shown (a class is gone, say) must not keep the others from it.
@@ -80,7 +86,9 @@ def show_frames(connection: duckdb.DuckDBPyConnection, fetch: compact.FetchRaw) 
     return len(unseen)
 
 
-def _show(connection: duckdb.DuckDBPyConnection, frame: _Unseen, fetch: compact.FetchRaw) -> None:
+def _show(
+    connection: duckdb.DuckDBPyConnection, frame: _Unseen, fetch: compact.FetchRaw, *, decode: bool
+) -> None:
     """Make one view, in one transaction."""
     leaves = {leaf for _, leaf in frame.columns if leaf is not None}
     native = {
@@ -89,6 +97,8 @@ def _show(connection: duckdb.DuckDBPyConnection, frame: _Unseen, fetch: compact.
     places = {digest: f"s{leaf.segment}.c{leaf.place}" for digest, leaf in native.items()}
     segments = {leaf.segment for leaf in native.values() if leaf.segment is not None}
     others = [place for place, (_, leaf) in enumerate(frame.columns) if leaf not in native]
+    if others and not decode:
+        return
     name: str | None = f"{frame.run}/{frame.step}.{frame.variable}"
     number: int | None = None
     if others and frame.size > DECODE_LIMIT:

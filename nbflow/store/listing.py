@@ -28,10 +28,25 @@ _COLUMNS = (
 )
 
 
+def same_params(one: Any, other: Any) -> bool:
+    """Tell whether parameters are the same, kind by kind: to Python itself 1, 1.0 and True are equal.
+
+    >>> same_params({"n": [1, 2]}, {"n": [1, 2]}), same_params({"n": 1}, {"n": True})
+    (True, False)
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_params(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(same_params, one, other))
+    alike = all(isinstance(one, kind) == isinstance(other, kind) for kind in (bool, float))
+    return alike and bool(one == other)
+
+
 def matches(info: RunInfo, query: RunQuery) -> bool:
     """Tell whether a run passes the filters (not the paging) of a query."""
     return (
         (query.workflow is None or matches_name(info.workflow, query.workflow))
+        and (query.children or info.parent is None)
         and (not query.states or info.state in query.states)
         and all(info.tags.get(name) == value for name, value in (query.tags or {}).items())
         and (query.since is None or info.created_at >= query.since)
@@ -66,9 +81,11 @@ def from_database(
 
 
 def by_prefix(connection: duckdb.DuckDBPyConnection, prefix: str) -> list[RunInfo]:
-    """List up to 6 runs of the database whose id begins with `prefix`."""
+    """List up to 6 runs of the database whose id begins with `prefix`, without the children of such runs."""
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM nbflow.run_now WHERE starts_with(run, ?) ORDER BY run DESC LIMIT 6", [prefix]
+        f"SELECT {_COLUMNS} FROM nbflow.run_now WHERE starts_with(run, ?) "
+        "AND NOT starts_with(coalesce(parent, ''), ?) ORDER BY run DESC LIMIT 6",
+        [prefix, prefix],
     ).fetchall()
     return [_info(row) for row in rows]
 
@@ -77,6 +94,8 @@ def _where(query: RunQuery, wheres: list[str], values: list[Any]) -> None:
     if query.workflow is not None:
         wheres.append(r"workflow LIKE ? ESCAPE '\'")
         values.append(re.sub(r"([\\%_])", r"\\\1", query.workflow).replace("*", "%"))
+    if not query.children:
+        wheres.append("parent IS NULL")
     if query.states:
         wheres.append("list_contains(?, state)")
         values.append(list(query.states))

@@ -19,7 +19,7 @@ from nbflow.core.history import History
 from nbflow.core.model import RunInfo, RunOpened
 from nbflow.store.folder import START, Position, RunFolder, list_folders
 from nbflow.store.framing import first_entry
-from nbflow.store.listing import CORRUPT, FINISHED
+from nbflow.store.listing import CORRUPT, FINISHED, same_params
 from nbflow.store.salvage import journals_of, sound_prefix
 
 #: The first record is looked for in this many bytes before the whole file is read.
@@ -128,7 +128,7 @@ class LiveRuns:
                 or opened.parent is not None
                 or opened.workflow != workflow
                 or opened.variant != variant
-                or (params is not None and opened.params != params)
+                or (params is not None and not same_params(opened.params, params))
             ):
                 continue
             try:
@@ -138,6 +138,11 @@ class LiveRuns:
             if history.state not in FINISHED:
                 return self.info(run)
         return None
+
+    def parent(self, run: str) -> str | None:
+        """Return the run that started this one; None where none did, or it cannot be read."""
+        opened = self._first(run)
+        return opened.parent if opened is not None else None
 
     def _first(self, run: str) -> RunOpened | None:
         """Return the run's first record; None when it cannot be read, so that nobody knows what it is of."""

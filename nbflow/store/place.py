@@ -54,8 +54,17 @@ def locate(place: str | Path | None = None) -> Path:
 
 
 def is_store(path: Path) -> bool:
-    """Tell whether a store's folder stands here."""
-    return (path / DATABASE).is_file() or (path / RUNS).is_dir()
+    """Tell whether a store's folder stands here; a project's own folder `runs` makes it none."""
+    if (path / DATABASE).is_file():
+        return True
+    return (path / RUNS).is_dir() and (path.name == FOLDER or _is_marked(path))
+
+
+def _is_marked(path: Path) -> bool:
+    try:
+        return (path / ".gitignore").read_text(encoding="utf-8") == _IGNORE
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _nearest(start: Path) -> Path:
@@ -77,10 +86,10 @@ def prepare(root: Path) -> None:
         if (root / RUNS).is_dir():
             return
         root.mkdir(parents=True, exist_ok=True)
-        (root / RUNS).mkdir(mode=0o700, exist_ok=True)
         ignore = root / ".gitignore"
         if not ignore.exists():
             ignore.write_text(_IGNORE)
+        (root / RUNS).mkdir(mode=0o700, exist_ok=True)  # last: where it is, all is there
     except PermissionError as error:
         raise StoreReadOnly(
             f"{root} cannot be created by this user: {error.strerror}.",

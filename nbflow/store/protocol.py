@@ -31,7 +31,8 @@ class RunQuery:
     """Which runs to list: newest first, `limit` from `offset`. None or empty filters nothing.
 
     `workflow` may hold `*` (glob). `tags` must all match. Times are UTC seconds,
-    compared with the creation of the run.
+    compared with the creation of the run. Without `children` only runs are listed
+    that no other run started.
     """
 
     workflow: str | None = None
@@ -41,6 +42,7 @@ class RunQuery:
     until: float | None = None
     limit: int | None = 100
     offset: int = 0
+    children: bool = True
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,8 @@ class Store(Protocol):
 
     def run(self, run: str) -> RunInfo:
         """Return one run by id or unambiguous prefix of 4 characters or more.
+
+        The id of a child begins as its parent's does: where both match, the parent is meant.
 
         Raises:
             UnknownRun: none, or several (the message lists them).

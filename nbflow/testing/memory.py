@@ -33,6 +33,7 @@ from nbflow.core.model import (
     StepInfo,
 )
 from nbflow.core.states import FINAL_RUN_STATES
+from nbflow.store.listing import same_params
 from nbflow.store.protocol import Durability, Finding, Retention, RunLog, RunQuery
 from nbflow.store.system_clock import SystemClock
 from nbflow.values.leaf import Leaf
@@ -177,7 +178,7 @@ class MemoryStore:
                 and info.workflow == workflow
                 and opened is not None
                 and opened.variant == variant
-                and (params is None or info.params == params)
+                and (params is None or same_params(info.params, params))
             ):
                 return info
         return None
@@ -213,7 +214,9 @@ class MemoryStore:
 
     def run(self, run: str) -> RunInfo:
         names = [name for name in self.memory if name == run] or [
-            name for name in self.memory if len(run) >= 4 and name.startswith(run)
+            name
+            for name in self.memory
+            if len(run) >= 4 and name.startswith(run) and not (self._info(name).parent or "").startswith(run)
         ]
         if len(names) != 1:
             raise UnknownRun(f"{len(names)} runs begin with {run!r}: {', '.join(names) or 'none'}.", run=run)
@@ -285,6 +288,7 @@ class MemoryStore:
 def _matches(info: RunInfo, query: RunQuery) -> bool:
     return (
         (query.workflow is None or fnmatch.fnmatchcase(info.workflow, query.workflow))
+        and (query.children or info.parent is None)
         and (not query.states or info.state in query.states)
         and all(info.tags.get(name) == value for name, value in (query.tags or {}).items())
         and (query.since is None or info.created_at >= query.since)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import papermill as papermill_library
 import psutil
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -163,3 +164,39 @@ def statuses(document: NotebookNode) -> list[str | None]:
 def effects(path: Path) -> Sequence[str]:
     """Return the effects so far, in order."""
     return path.read_text().split() if path.exists() else []
+
+
+def gone(pid: int, seconds: float = 30) -> None:
+    """Return when a process is not there any more; what nobody waited for counts as gone."""
+    end = time.monotonic() + seconds
+    while psutil.pid_exists(pid):
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return
+        except psutil.NoSuchProcess:
+            return
+        assert time.monotonic() < end, f"process {pid} is still there"
+        time.sleep(0.02)
+
+
+def execute(source: Path | str, output: Path | str | None, **options: Any) -> Any:
+    """Execute a notebook with the engine in this process."""
+    options = {"progress_bar": False, **options}
+    return papermill_library.execute_notebook(source, output, engine_name="nbflow", **options)
+
+
+def failing(folder: Path, done: Path, *behind: str) -> Path:
+    """Write a notebook that fails in its fourth cell until the file `mended` is in the folder."""
+    return notebook(
+        folder / "in.ipynb",
+        EFFECT.format(path=str(done)),
+        "effect('a'); x = 40",
+        "effect('b'); y = x + 2; y",
+        f"effect('c'); import os; assert os.path.exists({str(folder / 'mended')!r}), 'not yet'",
+        *behind,
+    )
+
+
+def papermills(document: NotebookNode) -> list[str]:
+    """Return papermill's status of each cell."""
+    return [cell.metadata.papermill.status for cell in document.cells]

@@ -13,7 +13,7 @@ import pytest
 from blake3 import blake3
 
 from nbflow.core import errors
-from nbflow.core.ids import new_run_id
+from nbflow.core.ids import child_run_id, new_run_id
 from nbflow.core.model import (
     Checkpoint,
     ErrorInfo,
@@ -269,6 +269,8 @@ class Conformance:
         found = store.newest_open("flow")
         assert found is not None and found.run == old.run
         assert store.newest_open("flow", {"n": 3}) is None
+        assert store.newest_open("flow", {"n": 1.0}) is None  # to Python it equals 1
+        assert store.newest_open("flow", {"n": True}) is None
 
     def test_an_open_run_is_found_by_its_variant_only(self, store: Store) -> None:
         """A run of papermill's is not carried on by the same notebook in JupyterLab, nor by another kernel."""
@@ -301,6 +303,14 @@ class Conformance:
         assert [info.run for info in store.runs(RunQuery(since=created))] == ids[:2:-1]
         assert [info.run for info in store.runs(RunQuery(until=created, limit=1))] == [ids[3]]
         assert store.runs(RunQuery(workflow="nothing")) == []
+        for child in (finish, None):
+            made = RunOpened(run=child_run_id(ids[5], str(child)), workflow="part", parent=ids[5])
+            store.create(made)
+            if child is not None:
+                child(store.attach(made.run, me()))
+        store.ingest()
+        assert [info.run for info in store.runs(RunQuery(children=False))] == ids[::-1]
+        assert len(store.runs(RunQuery(workflow="part"))) == 2
 
     def test_a_run_is_found_by_an_unambiguous_prefix(self, store: Store) -> None:
         """Four characters or more that fit one run are enough; otherwise the error says what fits."""
@@ -315,6 +325,21 @@ class Conformance:
             store.run(one.run[:3])
         with pytest.raises(errors.UnknownRun):
             store.run("zzzz")
+
+    def test_a_prefix_that_children_share_means_their_parent(self, store: Store) -> None:
+        """A child's id begins as its parent's does, also where one of them is in the database already."""
+        parent = opened()
+        children = [
+            RunOpened(run=child_run_id(parent.run, str(n)), workflow="flow", parent=parent.run)
+            for n in range(8)
+        ]
+        for made in (parent, *children):
+            store.create(made)
+        finish(store.attach(children[0].run, me()))
+        store.ingest()
+        assert store.run(parent.run[:13]).run == parent.run
+        assert store.run(children[1].run).run == children[1].run
+        assert store.run(children[0].run).run == children[0].run
 
     def test_steps_tell_every_execution_and_which_is_current(self, store: Store) -> None:
         """An older version stays listed and is not current."""

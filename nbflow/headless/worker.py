@@ -1,0 +1,243 @@
+"""One notebook of a batch, executed in this process: `perform` takes a job and returns how it ended.
+
+It is called in a process that does nothing else (`process.py`): the job's
+environment variables are this process's while it works. Whoever wants a
+notebook done on another machine (Dask) best calls `LocalWorkers(1).run` there:
+then the notebook has a process of its own, which ends with whoever asked for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nbflow.core.errors import KernelDied, RunCancelled, UsageError
+from nbflow.core.model import ErrorInfo, RunOpened
+from nbflow.headless.jobs import Item, Job, Outcome, Progress, Told
+from nbflow.headless.scratch import CONNECTION, make_scratch, remove_scratch
+from nbflow.store.place import CHILDREN
+from nbflow.values.failures import encode_error
+
+#: What numeric libraries ask for the number of their threads.
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+)
+
+#: What a process that was itself started by a kernel says of that kernel's run, and not of ours.
+FOREIGN = ("NBFLOW_RUN", "NBFLOW_NOTEBOOK", "JPY_SESSION_NAME", "JPY_PARENT_PID")
+
+#: Text of a traceback that travels (characters).
+_TRACEBACK = 20_000
+
+
+def perform(job: Job, told: Told) -> Outcome:
+    """Execute one notebook to its end, carrying its run on where there is something to carry on.
+
+    A notebook that fails is an outcome and raises nothing. The scratch folder is
+    made before and gone afterwards; the environment is as it was.
+    """
+    began = time.monotonic()
+    try:
+        with surroundings(job):
+            return execute(job, told)
+    except OSError as error:  # the scratch folder cannot be made
+        return failed(error, time.monotonic() - began)
+
+
+def execute(job: Job, told: Told) -> Outcome:
+    """Do as `perform` within `surroundings`."""
+    import papermill
+
+    began = time.monotonic()
+    books: list[Any] = []
+
+    def tell(its: Any) -> None:
+        books[:] = [its]
+        told(Progress(its.done, len(its.nb.cells), its.counts["restored"]))
+
+    problem: Exception | None = None
+    item, options = job.item, job.options
+    try:
+        require_limits(options.memory)
+        _make_folder(item.output)
+        papermill.execute_notebook(
+            _verbatim(job.notebook),
+            _verbatim(item.output),
+            parameters=dict(item.params) or None,
+            engine_name="nbflow",
+            kernel_name=options.kernel,
+            progress_bar=False,
+            start_timeout=options.start_timeout,
+            execution_timeout=options.execution_timeout,
+            report_mode=options.report_mode,
+            cwd=options.cwd,
+            nbflow_item=RunOpened(run=item.run, workflow="", parent=job.batch, parent_step=item.step),
+            nbflow_store=job.store,
+            nbflow_collect=options.collect,
+            nbflow_memory=options.memory,
+            nbflow_told=tell,
+            **_kernel_in(Path(job.scratch)),
+        )
+    except Exception as error:  # noqa: BLE001 - whatever went wrong is how this item ended
+        problem = error
+        if books and books[0].nb.metadata.get("nbflow", {}).get("state") == "completed":
+            _keep(job, books[0].nb)
+    facts = books[0].nb.metadata.get("nbflow", {}) if books else {}
+    return Outcome(
+        state=_state(problem),
+        seconds=time.monotonic() - began,
+        attempt=facts.get("attempt"),
+        restored=int(facts.get("restored", 0)),
+        ran=int(facts.get("ran", 0)),
+        error=None if problem is None else _info(problem, options.memory),
+        cell=getattr(problem, "cell_index", getattr(problem, "cell", None)),
+    )
+
+
+def _keep(job: Job, executed: Any) -> None:
+    """Keep an executed notebook whose run is over and that could not be written: nothing could make it again."""
+    import nbformat
+
+    kept = _kept(job.store, job.item)
+    with contextlib.suppress(OSError):  # the same disk may be full
+        kept.parent.mkdir(exist_ok=True)
+        nbformat.write(executed, kept)
+
+
+def _kept(store: str, item: Item) -> Path:
+    return Path(store) / CHILDREN / f"{item.run}.ipynb"
+
+
+def deliver(store: str, item: Item) -> None:
+    """Have the output of a notebook whose run is completed say so, though its worker did not come to write it.
+
+    Raises:
+        OSError: it cannot be written now either.
+    """
+    kept = _kept(store, item)
+    if kept.exists():
+        from papermill.iorw import load_notebook_node, write_ipynb
+
+        _make_folder(item.output)
+        write_ipynb(load_notebook_node(str(kept)), item.output)
+        kept.unlink()
+        return
+    if "://" in item.output or not Path(item.output).exists():
+        return
+    import nbformat
+
+    try:
+        document = nbformat.read(item.output, as_version=4)
+    except (ValueError, nbformat.reader.NotJSONError):
+        return
+    facts = document.metadata.get("nbflow", {})
+    if facts.get("run") == item.run and facts.get("state") != "completed":
+        facts["state"] = "completed"
+        nbformat.write(document, item.output)
+
+
+def failed(problem: Exception, seconds: float) -> Outcome:
+    """Return the outcome of a job that could not even begin."""
+    return Outcome(state="failed", seconds=seconds, error=_info(problem, None))
+
+
+def require_limits(memory: int | None) -> None:
+    """Refuse a limit of memory where the system knows none.
+
+    Raises:
+        UsageError: this is not Linux.
+    """
+    if memory is not None and sys.platform != "linux":
+        raise UsageError(
+            "A limit of memory for each notebook needs Linux: other systems do not enforce one.",
+            hint="Leave the limit out.",
+        )
+
+
+def _verbatim(path: str) -> str:
+    """Return a path in which papermill finds no parameter to fill in: ours are filled in."""
+    return path.replace("{", "{{").replace("}", "}}")
+
+
+def _make_folder(output: str) -> None:
+    if "://" not in output:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def surroundings(job: Job) -> Iterator[None]:
+    """Have the scratch folder and the environment of a job for the body of a with statement.
+
+    Raises:
+        OSError: the scratch folder cannot be made.
+    """
+    scratch = Path(job.scratch)
+    make_scratch(scratch)
+    before = dict(os.environ)
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+    if job.options.threads is not None:
+        os.environ.update(dict.fromkeys(THREADS, str(job.options.threads)))
+    os.environ["JUPYTER_RUNTIME_DIR"] = str(scratch)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        remove_scratch(scratch)
+
+
+def _kernel_in(scratch: Path) -> dict[str, Any]:
+    """Return the options of papermill's client for a kernel that leaves nothing outside of its scratch folder."""
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
+    from traitlets.config import Config
+
+    class ScratchKernel(AsyncKernelManager):
+        """Talks over sockets in the file system: no ports, so none that two kernels both found free."""
+
+        @default("transport")
+        def _transport(self) -> str:
+            spec = self.kernel_spec
+            known = spec is not None and spec.language.lower() == "python" and os.name == "posix"
+            elsewhere = bool(spec.metadata.get("kernel_provisioner")) if spec is not None else False
+            return "ipc" if known and not elsewhere else "tcp"
+
+    place = str(scratch / CONNECTION)
+    return {
+        "kernel_manager_class": ScratchKernel,
+        "config": Config({"KernelManager": {"connection_file": place}}),
+    }
+
+
+def _state(problem: Exception | None) -> Any:
+    if problem is None:
+        return "completed"
+    return "cancelled" if isinstance(problem, RunCancelled) else "failed"
+
+
+def _info(problem: Exception, memory: int | None) -> ErrorInfo:
+    """Return the notebook's own error where that is what ended it, else what went wrong around it."""
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(problem, PapermillExecutionError):
+        traceback = "\n".join(problem.traceback)[-_TRACEBACK:]
+        return ErrorInfo(type=str(problem.ename), message=str(problem.evalue), traceback=traceback)
+    info = msgspec.structs.replace(encode_error(problem), pickled=None)
+    if memory is not None and isinstance(problem, KernelDied):
+        said = f"{info.message} Its memory is limited to {memory / 2**20:.0f} MiB, which may be the reason."
+        info = msgspec.structs.replace(info, message=said)
+    return info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,20 @@ def test_the_live_table_shows_what_is_at_work_what_failed_and_what_was_asked(wid
     assert "#2 year=2015: cell 4: ValueError: no data" in shown
     assert "Finishing 1 notebook; Ctrl-C again stops them." in shown
     assert max(map(len, shown.splitlines())) <= width
+
+
+def test_the_bar_gives_way_before_its_words_are_broken() -> None:
+    """With counts of thousands, a rate and the time to go, 80 columns are still one line."""
+    console = Console(file=StringIO(), width=80, force_terminal=True)
+    table = LiveTable(console)
+    table.begin("0198c200-aaaa", PLAN, frozenset({0}))
+    table.counts.total, table.counts.done, table.counts.begun = 8_000, 1_234, time.monotonic() - 6_000
+    table.counts.ends.append(time.monotonic())
+    with console.capture() as captured:
+        console.print(table._picture())
+    [line] = [line for line in captured.get().splitlines() if "1,234 done" in line]
+    assert "notebooks/h" in line
+    assert line.rstrip().endswith("to go")
 
 
 def test_lines_for_a_pipe_tell_each_notebook_once() -> None:

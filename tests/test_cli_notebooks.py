@@ -21,10 +21,12 @@ from typer.testing import CliRunner
 import nbflow as product
 from nbflow.cli import arguments
 from nbflow.cli.app import app
-from nbflow.cli.notebooks import default_output
+from nbflow.cli.notebooks import _beginning, default_output
 from nbflow.core.errors import UsageError
 from nbflow.core.ids import new_run_id
 from nbflow.core.model import RunOpened
+from nbflow.headless import param_files
+from nbflow.headless.execute import prepare
 from nbflow.store.local import open_store
 from tests.headless.kit import (
     EFFECT,
@@ -165,6 +167,45 @@ def test_ctrl_c_leaves_the_run_resumable_and_says_how(tmp_path: Path) -> None:
     assert ["a"] == list(effects(done))
 
 
+def test_what_is_said_at_the_start_of_a_notebook_without_ids_is_true(source: Path, tmp_path: Path) -> None:
+    """Cells have new ids each time such a notebook is read; those that were recorded are found by their code."""
+
+    def without_ids(*more: str) -> None:
+        nb = read(source)
+        nb.cells[2:2] = [code(text) for text in more]
+        nb.nbformat_minor = 4
+        for cell in nb.cells:
+            cell.pop("id", None)
+        source.write_text(json.dumps(nb))
+
+    without_ids()
+    (tmp_path / "boom").touch()
+    assert 1 == nbflow("run", source).exit_code
+    (tmp_path / "boom").unlink()
+    without_ids("more = len('put in')")
+    done = nbflow("run", source)
+    assert 0 == done.exit_code
+    assert "attempt 2: 1 cell recorded, goes on at cell 3 of 6: not recorded yet." in done.stdout
+    assert "✔ completed: 1 cell restored" in done.stdout
+
+
+def test_a_run_that_is_at_work_elsewhere_is_called_that(tmp_path: Path) -> None:
+    """Nobody is told that its kernel died."""
+    hold = tmp_path / "hold"
+    source = notebook(tmp_path / "in.ipynb", "x = max(1, 2)", HOLD.format(path=str(hold)))
+    command = [sys.executable, "-c", "from nbflow.cli import main; main()", "run", str(source)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(hold)
+        kernel = kernel_of(process)
+        said = str(_beginning(prepare(str(source))))
+    finally:
+        kill(process.pid)
+        process.communicate(timeout=60)
+    assert f"of in.ipynb is at work in process {kernel} on " in said
+    assert "died" not in said
+
+
 def test_a_cell_that_takes_too_long_leaves_the_run_resumable(tmp_path: Path) -> None:
     """A sentence, exit code 1, and the command that carries it on."""
     source = notebook(tmp_path / "in.ipynb", "x = max(1, 2)", "import time\ntime.sleep(60)")
@@ -191,7 +232,7 @@ def test_a_cell_that_takes_too_long_leaves_the_run_resumable(tmp_path: Path) -> 
 )
 def test_values_mean_what_they_mean_to_papermill(text: str) -> None:
     """`-p` makes of every text what papermill's `-p` makes of it."""
-    assert repr(_resolve_type(text)) == repr(arguments.value_of(text))
+    assert repr(_resolve_type(text)) == repr(param_files.resolve(text))
 
 
 def test_parameters_of_all_kinds_are_put_together_as_papermill_does(tmp_path: Path) -> None:

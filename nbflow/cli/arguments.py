@@ -98,6 +98,8 @@ def parameters_of(
     from papermill.iorw import NoDatesSafeLoader, read_yaml_file
     from yaml import load
 
+    from nbflow.headless.param_files import resolve
+
     found: dict[str, Any] = {}
 
     def loaded(text: str | bytes) -> Any:
@@ -109,7 +111,7 @@ def parameters_of(
         found |= _mapping(f"-f {path}", read_yaml_file, path)
     for text in yaml:
         found |= _mapping(f"-y {text!r}", loaded, text)
-    for option, given, convert in (("-p", pairs, value_of), ("-r", raw, str)):
+    for option, given, convert in (("-p", pairs, resolve), ("-r", raw, str)):
         for pair in given:
             name, equals, value = pair.partition("=")
             if not equals or not name.isidentifier():
@@ -133,20 +135,3 @@ def _mapping(what: str, load: Callable[[str], Any], given: str) -> dict[str, Any
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise UsageError(f"{what} holds no names with values.", hint="Write them as name: value.")
     return found
-
-
-def value_of(text: str) -> Any:
-    """Return what papermill makes of a value behind `-p`: True, False, None, a number, else the text.
-
-    >>> [value_of(text) for text in ("2013", "1e3", "True", "None", "LaGuardia")]
-    [2013, 1000.0, True, None, 'LaGuardia']
-    """
-    words = {"True": True, "False": False, "None": None}
-    if text in words:
-        return words[text]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text

@@ -425,7 +425,8 @@ def _say_end(at: Desk, done: Batch, watcher: Counting, again: list[str], seconds
     counts += "".join(
         f", {count:,} {word}" for count, word in ((done.failed, "failed"), (done.left, "left")) if count
     )
-    at.say(Text.assemble(show.state(done.state), f": {counts}, {duration(seconds)}"))
+    took = f", {duration(seconds)}" if watcher.run else ". There was nothing left to run."
+    at.say(Text.assemble(show.state(done.state), f": {counts}{took}"))
     for item, outcome in failures[:_ROWS]:
         at.say(Text.assemble(f"  {label(item)}: ", (why(outcome), "red")))
         at.say(Text(f"    run {item.run}", style="dim"))
@@ -433,14 +434,20 @@ def _say_end(at: Desk, done: Batch, watcher: Counting, again: list[str], seconds
         at.say(Text(f"  and {len(failures) - _ROWS:,} more: nbflow.batch_results lists all", style="dim"))
     if done.state in {"failed", "interrupted"}:
         at.say(Text.assemble(("Carry on: ", "bold"), command))
-    at.say(Text.assemble(("Results:  ", "bold"), f'nbflow.batch_results("{done.id}")'))
+    place = "" if _found_from_here(done) else f", store={str(done.store)!r}"
+    at.say(Text.assemble(("Results:  ", "bold"), f'nbflow.batch_results("{done.id}"{place})'))
 
 
 def _resume_command(done: Batch, again: list[str]) -> str:
+    place = [] if _found_from_here(done) else [f"--store {shlex.quote(str(done.store))}"]
+    return " ".join(["nbflow batch --resume", done.id, *again, *place])
+
+
+def _found_from_here(done: Batch) -> bool:
+    """Tell whether whoever names no store finds this batch's from this folder."""
     from nbflow.store.place import locate
 
-    place = [] if locate(None) == done.store else [f"--store {shlex.quote(str(done.store))}"]
-    return " ".join(["nbflow batch --resume", done.id, *again, *place])
+    return locate(None) == done.store
 
 
 def _failure_facts(item: Item, outcome: Outcome) -> dict[str, Any]:

@@ -104,6 +104,7 @@ class LiveTable(Counting):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._lock = Lock()
+        self._console = console
         self._work: dict[int, _Work] = {}
         self._notice = ""
         self._live = Live(console=console, get_renderable=self._picture, refresh_per_second=4, transient=True)
@@ -172,7 +173,9 @@ class LiveTable(Counting):
                 words += f"   {duration(counts.left / rate)} to go"
         line = Table.grid(padding=(0, 2))
         ended = counts.done + len(counts.failed)
-        line.add_row(ProgressBar(total=max(counts.total, 1), completed=ended, width=24), Text(words))
+        # The words are not broken in a narrow terminal: the bar gives way.
+        width = max(4, min(24, self._console.width - len(words) - 4))
+        line.add_row(ProgressBar(total=max(counts.total, 1), completed=ended, width=width), Text(words))
         return line
 
     def _at_work(self) -> RenderableType:

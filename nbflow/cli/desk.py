@@ -119,7 +119,7 @@ def open_existing(place: str | None) -> Store:
     if not is_store(folder):
         raise errors.UnknownRun(
             f"There is no store at {folder}.",
-            hint="Name another with --store, or run a notebook with %load_ext nbflow first.",
+            hint="A notebook's runs are in the nearest .nbflow above the notebook: go there, or name it with --store.",
         )
     from nbflow.store.local import open_store
 

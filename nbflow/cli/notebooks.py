@@ -147,7 +147,8 @@ def run(
         with readable():
             from papermill.parameterize import add_builtin_parameters, parameterize_path
 
-            from nbflow.headless.execute import prepare, verbatim
+            from nbflow.headless.execute import prepare
+            from nbflow.headless.identity import verbatim
 
             source = parameterize_path(notebook, add_builtin_parameters(given))
             target = parameterize_path(output or default_output(source), add_builtin_parameters(given))
@@ -186,7 +187,8 @@ def resume(
     Notebook, parameters, kernel, folder and output are those that it was started with.
     """
     with desk(store, as_json, debug) as at:
-        from nbflow.headless.again import BATCH, opening_of, prepare_again
+        from nbflow.headless.again import opening_of, prepare_again
+        from nbflow.headless.jobs import BATCH
         from nbflow.store.place import locate
 
         info = at.store.run(run)
@@ -393,6 +395,9 @@ def _beginning(prepared: Prepared) -> Text:
     """Say which run it is, and where it goes on."""
     run = (prepared.run, "bold")
     plan = prepared.plan
+    if prepared.owner:
+        waits = f" of {prepared.workflow} is at work in {prepared.owner}; waiting a moment for it to end."
+        return Text.assemble("Run ", run, waits)
     if plan is None:
         return Text.assemble("Run ", run, f" of {prepared.workflow} begins.")
     recorded = f"{plan.restored} cell{'' if plan.restored == 1 else 's'} recorded"

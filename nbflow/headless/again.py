@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 from nbflow.core.errors import RunFinished, UsageError
 from nbflow.core.model import RunInfo, RunOpened
 from nbflow.core.states import FINAL_RUN_STATES
-from nbflow.headless.execute import Prepared, prepare, verbatim
+from nbflow.headless.execute import Prepared, prepare
+from nbflow.headless.identity import verbatim
 
 if TYPE_CHECKING:
     from nbflow.store.protocol import Store
 
-#: What `RunOpened.variant` says of the run of a batch.
-BATCH = "batch"
-
-#: What it begins with for a run of the engine, before the kernel's name.
+#: What `RunOpened.variant` begins with for a run of the engine, before the kernel's name.
 _ENGINE = "papermill:"
 
 

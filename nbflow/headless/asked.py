@@ -9,21 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbflow.core.errors import CorruptRecord, UsageError
+from nbflow.core.errors import LeaseHeld, UsageError
 from nbflow.core.model import RunInfo, RunOpened
 from nbflow.core.signature import digest, short
-from nbflow.headless.identity import Source, identity_params, workflow_of
-from nbflow.headless.jobs import Options, Plan
+from nbflow.headless.identity import Source, identity_params, place_of, workflow_of
+from nbflow.headless.jobs import BATCH, Options, Plan
 from nbflow.headless.params import Row, rows_of
 from nbflow.headless.plan import make_plan
 from nbflow.runtime.attributes import tag_texts
 from nbflow.runtime.session import Session
 from nbflow.store.local import LocalStore
-from nbflow.store.place import locate
 from nbflow.store.protocol import RunQuery
-
-#: `RunInfo.workflow_kind` of a batch's run, and what tells it from the notebook's own runs.
-BATCH = "batch"
 
 
 @dataclass(frozen=True)
@@ -89,11 +85,7 @@ def store_for(
             )
         yield store
         return
-    place = os.fspath(store) if store is not None else None
-    if place is None and not os.environ.get("NBFLOW_STORE") and notebook is not None:
-        path = Source.of(os.fspath(notebook)).path
-        place = None if path is None else str(path.parent)
-    opened = LocalStore(locate(place or None))
+    opened = LocalStore(place_of(Source.of(notebook), store))
     try:
         yield opened
     finally:
@@ -142,20 +134,27 @@ def recorded_plan(store: LocalStore, run: str) -> Plan:
     """
     opened = store.entries(run)[0].record
     assert isinstance(opened, RunOpened), "a run's first record says what it is of"
-    try:
-        return Plan.read(opened.launch)
-    except ValueError as error:
-        raise CorruptRecord(
-            f"The plan of batch {run} cannot be read: {error}",
-            run=run,
-            hint="It was recorded by another version of nbflow.",
-        ) from error
+    return Plan.of(opened)
 
 
 def attached(store: LocalStore, asked: Asked, plan: Plan, run: str, found: RunInfo | None) -> Session:
-    """Take the batch's run, which begins with its plan."""
+    """Take the batch's run, which begins with its plan.
+
+    Raises:
+        LeaseHeld: another process runs this batch.
+    """
     if found is not None:
-        return Session.open(store, found.workflow, run=run)
+        try:
+            return Session.open(store, found.workflow, run=run)
+        except LeaseHeld as error:
+            raise LeaseHeld(
+                f"Batch {run} of {found.workflow} is at work in process {error.pid} on {error.host}.",
+                run=run,
+                host=error.host,
+                pid=error.pid,
+                since=error.since,
+                hint="Wait for it, or end it there with Ctrl-C; `nbflow cancel` ends it for good.",
+            ) from error
     return Session.open(
         store,
         asked.workflow(store),

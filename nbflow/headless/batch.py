@@ -25,7 +25,7 @@ from nbflow.headless.jobs import Options, Plan, Watcher, Workers
 from nbflow.headless.line import line_of_this_notebook
 from nbflow.headless.runner import Runner, State, Tally
 from nbflow.headless.worker import require_limits
-from nbflow.headless.workers import LocalWorkers
+from nbflow.headless.workers import LocalWorkers, processors
 from nbflow.store.local import LocalStore
 
 if TYPE_CHECKING:
@@ -222,13 +222,6 @@ def _others(
     found = DaskWorkers(scheduler, workers=workers, store=store.root, notebook=plan.notebook)
     ends.callback(found.close)
     return found
-
-
-def processors() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -74,6 +74,18 @@ class Beacon(msgspec.Struct, frozen=True):
             return f"signs with another key ({data_dir() / 'key'}), so it cannot read what others recorded"
         return ""
 
+    def marked(self, name: str) -> bool:
+        """Leave a mark, and tell whether somebody had left it before: of all who ask, one is the first.
+
+        Raises:
+            OSError: the runner is gone, or the folder cannot be written.
+        """
+        try:
+            (Path(self.folder) / name).touch(mode=0o600, exist_ok=False)
+        except FileExistsError:
+            return True
+        return False
+
     def burns(self) -> bool:
         """Tell whether the runner that lit the beacon is alive."""
         try:

@@ -14,6 +14,7 @@ from papermill.engines import NotebookExecutionManager, catch_nb_assignment
 from papermill.log import logger
 
 from nbflow.notebook.amounts import duration
+from nbflow.notebook.outcome import RAISES_TAG
 
 #: Where nbflow's facts stand, in the metadata of the notebook and of each cell.
 KEY = "nbflow"
@@ -21,6 +22,21 @@ KEY = "nbflow"
 #: While cells are restored, which takes milliseconds each, the output notebook is written this often (seconds):
 #: papermill's two writes for each would take twice as long as the cells.
 WHILE_RESTORING = 0.5
+
+
+def first_failure(notebook: Any) -> tuple[int, Any] | None:
+    """Return the first cell (from 0) that an error ended, and that output; None where none did.
+
+    An error that a tag allows is the cell's work, and `SystemExit` without a code ends a notebook well.
+    """
+    for index, cell in enumerate(notebook.cells):
+        if RAISES_TAG in cell.metadata.get("tags", ()):
+            continue
+        for output in cell.get("outputs", ()):
+            if output.output_type != "error" or (output.ename == "SystemExit" and output.evalue in {"", "0"}):
+                continue
+            return index, output
+    return None
 
 
 class Bookkeeper(NotebookExecutionManager):  # type: ignore[misc]  # papermill ships no types

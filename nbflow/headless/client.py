@@ -115,7 +115,7 @@ class DurableClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
 
     def _death(self) -> DeadKernel:
         code = self.exit_code()
-        how = f"with exit code {code}"
+        how, memory = f"with exit code {code}", ""
         if code is None:
             how = "for a reason that nobody knows"
         elif code < 0:
@@ -123,7 +123,7 @@ class DurableClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
                 how = f"by {signal.Signals(-code).name}"
             except ValueError:
                 how = f"by signal {-code}"
-        memory = " It may have run out of memory." if code == -signal.SIGKILL else ""
+            memory = " It may have run out of memory." if code == -signal.SIGKILL else ""
         where = f"in cell {self._index + 1} of {len(self.nb.cells)}"
         if self._cell is None:
             where = "behind the last cell" if self.books.ended else "before the first cell"

@@ -23,10 +23,10 @@ from papermill.iorw import papermill_io
 from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
-from nbflow.core.errors import LeaseHeld, LeaseLost, NbflowError, RunCancelled, UsageError
+from nbflow.core.errors import LeaseHeld, LeaseLost, NbflowError, RunCancelled, RunFinished, UsageError
 from nbflow.core.model import ErrorInfo, RunInfo, RunOpened
-from nbflow.core.states import RunState
-from nbflow.headless.bookkeeping import Bookkeeper
+from nbflow.core.states import FINAL_RUN_STATES, RunState
+from nbflow.headless.bookkeeping import Bookkeeper, first_failure
 from nbflow.headless.client import DurableClient
 from nbflow.headless.engine import RUN_VARIABLE
 from nbflow.headless.identity import (
@@ -38,7 +38,7 @@ from nbflow.headless.identity import (
     store_of,
     workflow_of,
 )
-from nbflow.notebook.outcome import RAISES_TAG, mentions_results
+from nbflow.notebook.outcome import mentions_results
 from nbflow.store.local import LocalStore
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Terms:
 
     `run` is an id, "new" or None; `store` a place; `collect` names variables that
     are the run's result; `memory` bounds the kernel (bytes); `item` says which run
-    of which batch this is, and then nobody but the batch's runner opens the database.
+    of which batch this is, and then nobody but the batch's runner opens the database;
+    `begun` that this run exists, and is not to be begun.
     `told` is called when the run is open and behind every cell.
     """
 
@@ -72,6 +73,7 @@ class Terms:
     collect: tuple[str, ...] = ()
     memory: int | None = None
     item: RunOpened | None = None
+    begun: bool = False
     told: Callable[[Bookkeeper], None] | None = None
 
     @classmethod
@@ -114,11 +116,18 @@ class Conductor:
 
         Raises:
             LeaseHeld: somebody still has it after a while.
+            RunFinished: whoever had it brought it to its end.
         """
         give_up = time.monotonic() + ORPHAN
         said = False
         while True:
             info = self.store.run(self.run)
+            if info.state in FINAL_RUN_STATES:
+                raise RunFinished(
+                    f"Run {self.run} of {info.workflow} is {info.state}: another process brought it to its end.",
+                    run=self.run,
+                    hint="The same command starts a new one.",
+                )
             if not info.alive:
                 return
             owner = info.owner
@@ -270,7 +279,7 @@ def conduct(
                 execution_timeout=execution_timeout,
             ),
         )
-        info = open_run(store, wanted, run=terms.run, parent=terms.item)
+        info = open_run(store, wanted, run=terms.run, parent=terms.item, begun=terms.begun)
         conductor = Conductor(books, store, info, terms, str(source.path or ""))
         conductor.wait_until_free()
         store.background.at_once()  # it has nothing else to do until the kernel is there
@@ -323,17 +332,12 @@ def _put_away(store: LocalStore) -> None:
 
 
 def _failure(books: Bookkeeper) -> ErrorInfo | None:
-    """Return why the notebook failed; None when it did not: `SystemExit` without a code ends it well."""
-    for cell in books.nb.cells:
-        if RAISES_TAG in cell.metadata.get("tags", ()):
-            continue  # its error is its work: papermill reports it, and the notebook went on
-        for output in cell.get("outputs", ()):
-            if output.output_type != "error":
-                continue
-            if output.ename == "SystemExit" and output.evalue in {"", "0"}:
-                continue
-            traceback = "\n".join(output.traceback)[-_TRACEBACK:]
-            return ErrorInfo(type=output.ename, message=output.evalue, traceback=traceback)
+    """Return why the notebook failed; None when it did not."""
+    failed = first_failure(books.nb)
+    if failed is not None:
+        _, output = failed
+        traceback = "\n".join(output.traceback)[-_TRACEBACK:]
+        return ErrorInfo(type=output.ename, message=output.evalue, traceback=traceback)
     problem = books.problem
     if isinstance(problem, CellExecutionError) and problem.ename != "SystemExit":
         return ErrorInfo(type=problem.ename or "Error", message=problem.evalue or "")

@@ -23,6 +23,7 @@ from nbflow.core.errors import UsageError, WorkerLost
 from nbflow.headless import remote
 from nbflow.headless.beacon import Beacon, lit
 from nbflow.headless.jobs import Job, Outcome, Progress, Told
+from nbflow.headless.workers import processors
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -72,7 +73,7 @@ class DaskWorkers:
         notebook: str | os.PathLike[str] = "",
     ) -> None:
         self._token = secrets.token_hex(8)
-        self._limit = workers
+        self._limit, self._width = workers, 1
         self._ends = contextlib.ExitStack()
         self._guard = threading.Lock()
         self._stopped = threading.Event()
@@ -92,7 +93,23 @@ class DaskWorkers:
     @property
     def width(self) -> int:
         """How many jobs are done at a time."""
-        return self._limit or max(1, sum(int(count) for count in self._client.nthreads().values()))
+        if self._limit:
+            return self._limit
+        with contextlib.suppress(OSError):  # the scheduler does not answer: the jobs at work will say so
+            self._width = max(1, sum(self._threads().values()))
+        return self._width
+
+    def _threads(self) -> dict[str, int]:
+        """Return the workers of the cluster by their address, and how many threads each has.
+
+        Raises:
+            OSError: the scheduler does not answer.
+        """
+        try:
+            found: dict[str, int] = self._client.nthreads()
+        except RuntimeError as error:  # the client has given the scheduler up for good
+            raise ConnectionError(str(error)) from error
+        return found
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +140,7 @@ class DaskWorkers:
         where: dict[str, Any]
         if scheduler is None:
             cluster = LocalCluster(
-                n_workers=self._limit or _processors(),
+                n_workers=self._limit or processors(),
                 threads_per_worker=1,
                 processes=True,
                 dashboard_address="127.0.0.1:0",
@@ -172,7 +189,7 @@ class DaskWorkers:
     def _look_at_new(self, beacon: Beacon, notebook: str) -> list[str]:
         """Look at the workers that have come; return what is wrong with which."""
         with self._guard:
-            new = [address for address in self._client.nthreads() if address not in self._looked_at]
+            new = [address for address in self._threads() if address not in self._looked_at]
             if not new:
                 return []
             found = self._versions_of(new)
@@ -275,7 +292,7 @@ class DaskWorkers:
             bad = {address: why for address, why in self._looked_at.items() if why}
         if not bad:
             return None
-        there = set(self._client.nthreads())
+        there = set(self._threads())
         if fit := sorted(there - set(bad)):
             return fit
         reasons = " ".join(f"The Dask worker {why}." for address, why in bad.items() if address in there)
@@ -296,7 +313,7 @@ class DaskWorkers:
             try:
                 progress = heard.get(timeout=_LOOK)
             except queue.Empty:
-                if chosen is not None and not set(chosen) & set(self._client.nthreads()):
+                if chosen is not None and not set(chosen) & set(self._threads()):
                     raise WorkerLost(
                         "The Dask workers that could do this are gone.", run=parcel.job.item.run
                     ) from None
@@ -368,7 +385,3 @@ def _anywhere(job: Job) -> Job:
 
 def _absolute(path: str, cwd: Path) -> str:
     return path if "://" in path else str(cwd / path)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

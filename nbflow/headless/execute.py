@@ -24,6 +24,7 @@ from nbflow.headless.identity import (
     launch_of,
     open_run,
     store_of,
+    verbatim,
     workflow_of,
 )
 
@@ -46,10 +47,6 @@ _NOT_HERE = {
 
 #: Options of papermill's that a run started again by `nbflow resume` has as well.
 _KEPT = ("start_timeout", "execution_timeout", "report_mode", "language")
-
-
-#: The longest temporary folder (characters): the path of a socket in it may have about 100.
-_SHORT = 60
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,8 @@ class Prepared:
     cells: int
     options: dict[str, Any]
     plan: Plan | None = None
+    #: The process that has the run as yet; it is waited for, for a while.
+    owner: str = ""
 
     @property
     def target(self) -> str | None:
@@ -274,6 +273,7 @@ def prepare(
         attempts=info.attempts,
         cells=len(nb.cells),
         plan=plan,
+        owner=f"process {info.owner.pid} on {info.owner.host}" if info.alive and info.owner else "",
         options={
             **options,
             "parameters": given,
@@ -291,25 +291,17 @@ def _sockets(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     Over TCP every user of the machine could listen, and ipykernel says so in each run.
     """
-    from nbflow.headless.worker import _kernel_in
+    from nbflow.headless.scratch import kernel_in, short_temporary_folder
 
     if {"kernel_manager_class", "config"} & options.keys():
         yield {}
         return
-    place = tempfile.gettempdir()
-    if len(place) > _SHORT:
-        place = "/tmp"  # noqa: S108 - the folder made in it is new and this user's alone
-    with tempfile.TemporaryDirectory(prefix="nbflow-", dir=place) as folder:
-        yield _kernel_in(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="nbflow-", dir=short_temporary_folder()) as folder:
+        yield kernel_in(Path(folder))
 
 
 def _text(path: Any) -> Any:
     return os.fspath(path) if isinstance(path, os.PathLike) else path
-
-
-def verbatim(path: Any) -> Any:
-    """Return a path as papermill, which fills in parameters between braces, takes it for what it is."""
-    return path.replace("{", "{{").replace("}", "}}") if isinstance(path, str) else path
 
 
 def _check_kernel(name: str) -> None:
@@ -325,7 +317,8 @@ def _plan(store: Any, run: str, notebook: NotebookNode) -> Plan:
     from nbflow.notebook.cells import planned_cells
     from nbflow.notebook.plan import make_plan
 
-    return make_plan(planned_cells(notebook, auto=True), History.of(store.entries(run)))
+    ids = frozenset(cell.id for cell in notebook.cells if cell.get("id"))
+    return make_plan(planned_cells(notebook, auto=True), History.of(store.entries(run)), ids=ids)
 
 
 def _result(store: Path, run: str) -> dict[str, Any]:

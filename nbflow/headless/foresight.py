@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from nbflow.core.errors import UnknownRun, UsageError
 from nbflow.core.ids import new_run_id
-from nbflow.headless.asked import BATCH, Asked, find, recorded_plan
-from nbflow.headless.identity import Source
-from nbflow.headless.jobs import Plan
+from nbflow.headless.asked import Asked, find, recorded_plan
+from nbflow.headless.identity import Source, place_of
+from nbflow.headless.jobs import BATCH, Plan
 from nbflow.headless.plan import Standing, standing, unknown_parameters
 from nbflow.store.local import LocalStore
-from nbflow.store.place import is_store, locate
+from nbflow.store.place import is_store
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ def foresee(asked: Asked, *, resume: bool | str, store: str | None = None) -> Fo
     Raises:
         UsageError, UnknownRun: as `nbflow.batch`.
     """
-    place = place_of(asked, store)
+    place = place_of(Source.of(asked.notebook), store)
     if not is_store(place):
         if isinstance(resume, str):
             raise UnknownRun(
@@ -58,7 +57,7 @@ def warnings_of(asked: Asked, *, store: str | None = None) -> list[str]:
         warnings = unknown_parameters(os.fspath(asked.notebook), asked.rows())
     except UsageError:
         return []  # the plan refuses it, with all that is wrong
-    place = place_of(asked, store)
+    place = place_of(Source.of(asked.notebook), store)
     if not is_store(place):
         return warnings
     opened = LocalStore(place, background=False, upkeep=False)
@@ -72,14 +71,6 @@ def warnings_of(asked: Asked, *, store: str | None = None) -> list[str]:
             "--resume carries that one on."
         )
     return warnings
-
-
-def place_of(asked: Asked, store: str | None) -> Path:
-    """Return the store that a batch belongs to; it may not exist yet."""
-    if store is None and not os.environ.get("NBFLOW_STORE") and asked.notebook is not None:
-        path = Source.of(os.fspath(asked.notebook)).path
-        return locate(None if path is None else str(path.parent))
-    return locate(store)
 
 
 def _new(asked: Asked) -> Foresight:

@@ -21,6 +21,7 @@ import selectors
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -92,7 +93,10 @@ def _serve(control: socket.socket) -> None:
 
 def _fork(connection: int, others: list[int], close: Callable[[], None]) -> int:
     """Start a worker for a connection; return its process id, and in the worker never."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        # Python 3.12 and later warn of the thread of Arrow's allocator, which sees to forks by itself.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if pid:
         return pid
     try:

@@ -78,6 +78,26 @@ def variant_of(kernel: str) -> str:
     return f"papermill:{kernel}"
 
 
+def verbatim(path: Any) -> Any:
+    """Return a path as papermill, which fills in parameters between braces, takes it for what it is.
+
+    >>> verbatim("out/{year}.ipynb")
+    'out/{{year}}.ipynb'
+    """
+    return path.replace("{", "{{").replace("}", "}}") if isinstance(path, str) else path
+
+
+def place_of(source: Source, place: str | os.PathLike[str] | None = None) -> Path:
+    """Return where the store of a notebook's runs is, whether it exists or not; see `store_of`.
+
+    Raises:
+        UsageError: it is a place that this version cannot open.
+    """
+    if not place and not os.environ.get("NBFLOW_STORE") and source.path is not None:
+        place = source.path.parent
+    return locate(os.fspath(place) if place else None)
+
+
 def store_of(source: Source, place: str | Path | None = None, *, upkeep: bool = True) -> LocalStore:
     """Open the store that a notebook's runs belong to: `place`, $NBFLOW_STORE, else the nearest above the notebook.
 
@@ -86,10 +106,8 @@ def store_of(source: Source, place: str | Path | None = None, *, upkeep: bool = 
     Raises:
         NotAStore, StoreReadOnly, UsageError.
     """
-    if not place and not os.environ.get("NBFLOW_STORE") and source.path is not None:
-        place = source.path.parent
     # Cells are recorded by the kernel: this process is idle meanwhile and keeps the database up.
-    return LocalStore(locate(place or None), upkeep=upkeep, idle=1.0, compact_after=0.0, aside=True)
+    return LocalStore(place_of(source, place), upkeep=upkeep, idle=1.0, compact_after=0.0, aside=True)
 
 
 def workflow_of(source: Source, notebook: Any, store: LocalStore) -> str:
@@ -185,31 +203,43 @@ def _absolute(path: Any) -> str:
 
 
 def open_run(
-    store: LocalStore, wanted: Wanted, *, run: str | None = None, parent: RunOpened | None = None
+    store: LocalStore,
+    wanted: Wanted,
+    *,
+    run: str | None = None,
+    parent: RunOpened | None = None,
+    begun: bool = False,
 ) -> RunInfo:
     """Return the run to carry on, or begin one; nobody holds it yet.
 
     `run` is an id (or a prefix), "new", or None for the newest unfinished one. With
     `parent` (a record whose `run`, `parent` and `parent_step` are set) the run with
-    exactly that id is carried on or begun: the item of a batch.
+    exactly that id is carried on or begun: the item of a batch; with `begun` it is
+    known to exist, and only carried on.
 
     Raises:
         UnknownRun, RunFinished, CorruptRecord, UsageError: about `run`.
     """
     if parent is not None:
-        return _item(store, wanted, parent)
+        return _item(store, wanted, parent, begun=begun)
     if run and run != NEW:
         return _chosen(store, wanted, run)
     found = None if run == NEW else store.newest_open(wanted.workflow, wanted.params, wanted.variant)
     if found is None:
-        begun = new_run_id()
-        store.create(_opened(wanted, begun))
-        found = store.run(begun)
+        fresh = new_run_id()
+        store.create(_opened(wanted, fresh))
+        found = store.run(fresh)
     return found
 
 
-def _item(store: LocalStore, wanted: Wanted, parent: RunOpened) -> RunInfo:
+def _item(store: LocalStore, wanted: Wanted, parent: RunOpened, *, begun: bool) -> RunInfo:
     if parent.run not in store.live.names():
+        if begun:  # a folder goes away when its run is over; a second one would run everything again
+            raise RunFinished(
+                f"Run {parent.run} of {wanted.workflow} came to its end elsewhere.",
+                run=parent.run,
+                hint="The database has it, and what its cells recorded.",
+            )
         store.create(_opened(wanted, parent.run, parent=parent.parent, parent_step=parent.parent_step))
     return store.run(parent.run)
 

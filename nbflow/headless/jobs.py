@@ -12,7 +12,11 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from nbflow.core.model import ErrorInfo
+from nbflow.core.errors import CorruptRecord
+from nbflow.core.model import ErrorInfo, RunOpened
+
+#: `RunOpened.workflow_kind` of a batch's run, and its `variant`: what tells it from the notebook's own runs.
+BATCH = "batch"
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -66,9 +70,29 @@ class Plan(msgspec.Struct, frozen=True):
         """Return the plan that a batch's run was opened with."""
         return msgspec.convert(launch, cls)
 
+    @classmethod
+    def of(cls, opened: RunOpened) -> Plan:
+        """Return the plan that stands in the first record of a batch's run.
+
+        Raises:
+            CorruptRecord: it cannot be read.
+        """
+        try:
+            return cls.read(opened.launch)
+        except ValueError as error:
+            raise CorruptRecord(
+                f"The plan of batch {opened.run} cannot be read: {error}",
+                run=opened.run,
+                hint="It was recorded by another version of nbflow.",
+            ) from error
+
 
 class Job(msgspec.Struct, frozen=True):
-    """One item as a worker gets it. `scratch` is a folder of its own for what must not stay, made by the worker."""
+    """One item as a worker gets it. `scratch` is a folder of its own for what must not stay, made by the worker.
+
+    `begun` says that the item's run exists: it is carried on, and where its folder is
+    gone it has come to an end elsewhere, and is not begun a second time.
+    """
 
     batch: str
     item: Item
@@ -76,6 +100,7 @@ class Job(msgspec.Struct, frozen=True):
     store: str
     options: Options
     scratch: str
+    begun: bool = False
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -101,6 +126,17 @@ class Outcome(msgspec.Struct, frozen=True):
     log: str = ""
     cell: int | None = None
 
+    def is_of(self, kind: type[BaseException]) -> bool:
+        """Tell whether this very error of nbflow's ended it, and not one that the notebook raised.
+
+        >>> Outcome("failed", 0.0, error=ErrorInfo(type="KeyError", message="day")).is_of(KeyError)
+        False
+        """
+        return self.error is not None and self.error.type == f"{kind.__module__}.{kind.__qualname__}"
+
+
+#: Closes the recorded error of a notebook that failed: what to do next.
+AGAIN = "Resume the batch, and it carries on from its last recorded cell."
 
 #: What is told of a job while it works.
 Told = Callable[[Progress], None]

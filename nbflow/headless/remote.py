@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from nbflow.core.errors import WorkerLost
+from nbflow.core.errors import LeaseHeld, WorkerLost
 from nbflow.headless.beacon import Beacon
 from nbflow.headless.jobs import Job, Outcome, Progress
 from nbflow.headless.workers import LocalWorkers
@@ -165,6 +165,7 @@ def do(parcel: Parcel) -> Outcome | Refused:
     if why:
         return Refused(worker.address, host, why)
     crew = _crew_of(parcel)
+    job = msgspec.structs.replace(job, begun=job.begun or parcel.beacon.marked(parcel.key))
 
     def told(progress: Progress) -> None:
         facts = [parcel.key, progress.cells, progress.total, progress.restored]
@@ -173,10 +174,10 @@ def do(parcel: Parcel) -> Outcome | Refused:
     give_up = time.monotonic() + _FOREIGN_LEASE
     while True:
         outcome = crew.do(job, told)
-        held = outcome.error is not None and outcome.error.type.endswith("LeaseHeld")
-        if not held or time.monotonic() > give_up:
+        if not outcome.is_of(LeaseHeld) or time.monotonic() > give_up:
             return outcome
         # The worker that had this run is cut off, or its machine is gone: its lease ends with it.
+        job = msgspec.structs.replace(job, begun=True)
 
 
 def dask_setup(_worker: Any) -> None:

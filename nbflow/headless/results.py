@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbflow.core.errors import CorruptRecord, NbflowError, StoreReadOnly, UnknownRun, UsageError
+from nbflow.core.errors import NbflowError, StoreReadOnly, UnknownRun, UsageError
 from nbflow.core.history import Execution, History
 from nbflow.core.model import RunInfo, RunOpened, decode_entry
 from nbflow.core.states import FINAL_RUN_STATES, RunState, StepState
-from nbflow.headless.jobs import Item, Plan
+from nbflow.headless.jobs import AGAIN, BATCH, Item, Plan
 from nbflow.headless.recorded import ITEMS, recorded_values
 from nbflow.runtime import active
 from nbflow.store.listing import matches_name
@@ -26,9 +26,6 @@ from nbflow.store.local import LocalStore, process_store
 
 if TYPE_CHECKING:
     import pandas as pd
-
-#: `RunInfo.workflow_kind` of a batch.
-BATCH = "batch"
 
 #: The length of a run id that is no prefix.
 _WHOLE = 36
@@ -89,7 +86,7 @@ def batch_results(
     run = find_batch(place, batch)
     history = History.of(place.entries(run))
     assert history.opened is not None
-    plan = _plan(history.opened)
+    plan = Plan.of(history.opened)
     asked = plan.options.collect if collect is None else collect
     names = list(dict.fromkeys([asked] if isinstance(asked, str) else asked))
     facts = _facts(place, run)
@@ -157,17 +154,6 @@ def batches(
         if limit is not None and len(found) >= limit:
             break
     return pd.DataFrame(found, columns=list(columns))
-
-
-def _plan(opened: RunOpened) -> Plan:
-    try:
-        return Plan.read(opened.launch)
-    except ValueError as error:
-        raise CorruptRecord(
-            f"The plan of batch {opened.run} cannot be read: {error}.",
-            run=opened.run,
-            hint="It was recorded by another version of nbflow.",
-        ) from error
 
 
 def find_batch(store: LocalStore, batch: str | None = None) -> str:
@@ -288,6 +274,9 @@ def _row(
         # The runner knows more than a run whose kernel was killed.
         problem = executions[-1].ended.error
         error = f"{problem.type}: {problem.message}" if problem is not None else ""
+        # Beside the item and its run: neither need be named again, nor how a batch is resumed.
+        _, _, said = error.partition(f", run {item.run}, failed ")
+        error = (said or error).removesuffix(f" {AGAIN}")
     error = error.removesuffix(": ")  # an exception without a message
     ended: dict[str, Any] = next((e.completed.detail for e in executions if e.completed is not None), {})
     cells = ended.get("restored"), ended.get("ran")

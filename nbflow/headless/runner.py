@@ -22,12 +22,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from nbflow.core.errors import ChildFailed, NbflowError, RunCancelled, StoreBusy, UnknownRun, WorkerLost
+import msgspec
+
+from nbflow.core.errors import (
+    ChildFailed,
+    NbflowError,
+    RunCancelled,
+    RunFinished,
+    StoreBusy,
+    UnknownRun,
+    WorkerLost,
+)
 from nbflow.core.history import History
 from nbflow.core.model import ErrorInfo
 from nbflow.core.signature import digest
 from nbflow.core.states import RunState
-from nbflow.headless.jobs import Item, Job, Outcome, Plan, Progress, Watcher, Workers
+from nbflow.headless.jobs import AGAIN, Item, Job, Outcome, Plan, Progress, Watcher, Workers
 from nbflow.headless.scratch import remove_left_over, scratch_of
 from nbflow.headless.worker import deliver
 from nbflow.runtime.budgets import CHARGED, RUN, history_spent
@@ -79,6 +89,7 @@ class Runner:
         self._scratch = scratch_of(session.run)
         self._happened: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._begun: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._slots: list[threading.Thread] = []
         self._waiting: deque[Item] = deque()
         self._running: set[int] = set()
         self._completed: set[int] = set()
@@ -131,22 +142,15 @@ class Runner:
         return tally
 
     def _work(self) -> None:
-        width = min(self._workers.width, len(self._waiting))
-        slots = [
-            threading.Thread(target=self._slot, name=f"nbflow-slot-{number}", daemon=True)
-            for number in range(width)
-        ]
-        for slot in slots:
-            slot.start()
         try:
             self._decide()
         except BaseException:
             self._halt("", by_user=False)
             raise
         finally:
-            for _ in slots:
+            for _ in self._slots:
                 self._begun.put(None)
-            for slot in slots:
+            for slot in self._slots:
                 slot.join()
         if self._broken is not None:
             raise self._broken
@@ -180,6 +184,10 @@ class Runner:
 
     def _start(self, item: Item) -> None:
         self._running.add(item.index)
+        if len(self._slots) < len(self._running):  # a cluster may grow while the batch runs
+            name = f"nbflow-slot-{len(self._slots)}"
+            self._slots.append(threading.Thread(target=self._slot, name=name, daemon=True))
+            self._slots[-1].start()
         self._started(item)
         self._begun.put(item)
 
@@ -317,11 +325,13 @@ class Runner:
             scratch=str(self._scratch / f"{item.index}-{session.attempt}"),
         )
         for number in range(1, TRIES + 1):
-            over = self._over(item) if begun or number > 1 else None
+            exists, over = self._standing(item) if begun or number > 1 else (False, None)
             if over is not None:
                 return over
             try:
-                return self._workers.run(job, partial(self._told, item))
+                outcome = self._workers.run(
+                    msgspec.structs.replace(job, begun=exists), partial(self._told, item)
+                )
             except WorkerLost as error:
                 if self._stopped:
                     raise KeyboardInterrupt(error.message) from error
@@ -331,20 +341,25 @@ class Runner:
                     info = ErrorInfo(
                         type="WorkerLost", message=f"{error.message} It was tried {TRIES} times."
                     )
-                    return Outcome("failed", 0.0, error=info, log=getattr(error, "log", ""))
+                    lost = Outcome("failed", 0.0, error=info, log=getattr(error, "log", ""))
+                    return self._standing(item)[1] or lost
+            else:
+                # Somebody else may have had it (`nbflow resume`, a worker that was cut off): how did it end?
+                if number == TRIES or not outcome.is_of(RunFinished):
+                    return outcome
         raise AssertionError("the last try returns")
 
     def _told(self, item: Item, progress: Progress) -> None:
         self._happened.put(partial(self._watcher.progress, item, progress))
 
-    def _over(self, item: Item) -> Outcome | None:
-        """Return how an item's run ended, where whoever ran it could not say so any more; None where it goes on."""
+    def _standing(self, item: Item) -> tuple[bool, Outcome | None]:
+        """Tell whether an item's run exists, and how it ended, for whoever ran it could not say; None if it goes on."""
         state = None
         while state is None:
             try:
                 state = self._session.store.run(item.run).state
             except UnknownRun:
-                return None
+                return False, None
             except StoreBusy:  # somebody looks at the database: whether the run is over stands only there
                 if self._stopped:
                     raise KeyboardInterrupt("stopped while the database was busy") from None
@@ -354,12 +369,12 @@ class Runner:
                 deliver(str(self._session.store.root), item)  # type: ignore[attr-defined]
             except OSError as error:
                 info = encode_error(error)
-                return Outcome("failed", 0.0, error=ErrorInfo(type=info.type, message=info.message))
-            return Outcome("completed", 0.0)
+                return True, Outcome("failed", 0.0, error=ErrorInfo(type=info.type, message=info.message))
+            return True, Outcome("completed", 0.0)
         if state == RunState.CANCELLED:
             info = ErrorInfo(type="RunCancelled", message=f"Run {item.run} was cancelled, which is final.")
-            return Outcome("cancelled", 0.0, error=info)
-        return None
+            return True, Outcome("cancelled", 0.0, error=info)
+        return True, None
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -420,9 +435,7 @@ def failure(item: Item, outcome: Outcome) -> ChildFailed:
     origin = f" ({item.origin})" if item.origin else ""
     return ChildFailed(
         f"Item {item.index}{origin}, run {item.run}, {what}{where}{said}".rstrip(".") + ".",
-        hint="Cancelled is final."
-        if outcome.state == "cancelled"
-        else "Resume the batch, and it carries on from its last recorded cell.",
+        hint="Cancelled is final." if outcome.state == "cancelled" else AGAIN,
         child=item.run,
         state=str(outcome.state),
     )

@@ -20,7 +20,6 @@ import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import nbformat
@@ -37,14 +36,13 @@ from papermill.iorw import load_notebook_node
 from nbflow.core.model import RunInfo, RunOpened
 from nbflow.core.signature import digest, short
 from nbflow.headless.again import opening_of
+from nbflow.headless.bookkeeping import first_failure
 from nbflow.headless.engine import RUN_VARIABLE
 from nbflow.headless.identity import NEW, Source, Wanted, open_run, store_of
 from nbflow.store.local import LocalStore
 
 #: What a workflow's name begins with: the notebook is the scheduler's copy, and no file that anybody opens.
 SCHEME = "jupyter-scheduler://"
-
-_RAISES = "raises-exception"
 
 
 class NbflowExecutionManager(DefaultExecutionManager):  # type: ignore[misc]  # it ships no types
@@ -186,17 +184,15 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _raise_failure(nb: NotebookNode) -> None:
     """Raise what the first failed cell raised, as papermill does."""
-    for index, cell in enumerate(nb.cells):
-        if _RAISES in cell.metadata.get("tags", ()):
-            continue
-        facts: dict[str, Any] = {"cell_index": index, "source": cell.source}
-        for output in cell.get("outputs", ()):
-            if output.output_type != "error" or (output.ename == "SystemExit" and output.evalue in {"", "0"}):
-                continue
-            raise PapermillExecutionError(
-                exec_count=cell.execution_count,
-                ename=output.ename,
-                evalue=output.evalue,
-                traceback=output.traceback,
-                **facts,
-            )
+    failed = first_failure(nb)
+    if failed is None:
+        return
+    index, output = failed
+    raise PapermillExecutionError(
+        cell_index=index,
+        exec_count=nb.cells[index].execution_count,
+        source=nb.cells[index].source,
+        ename=output.ename,
+        evalue=output.evalue,
+        traceback=output.traceback,
+    )

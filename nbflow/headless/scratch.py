@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -21,8 +22,8 @@ from nbflow.core.signature import digest, short
 #: Short, for the sockets beside it have it in their names, and those may have about 100 characters.
 CONNECTION = "k.json"
 
-#: The longest scratch folder (characters) in which the kernel's sockets still fit everywhere.
-_SHORT = 80
+#: The longest temporary folder (characters) in which the sockets of a kernel still fit everywhere.
+_SHORT = 54
 
 #: Seconds to wait for a killed process to be gone: it may be writing a core, or hang in the kernel.
 _GONE = 5.0
@@ -30,10 +31,36 @@ _GONE = 5.0
 
 def scratch_of(batch: str) -> Path:
     """Return the folder for what must not stay of a batch: the same whenever it is resumed on this machine."""
-    name = f"nbflow-{short(digest('scratch', batch))}"
-    found = Path(tempfile.gettempdir()).absolute() / name
-    room = len(str(found)) + len(CONNECTION)
-    return found if room <= _SHORT else Path("/tmp") / name  # noqa: S108 - a folder of one user, by an unguessable name
+    return short_temporary_folder() / f"nbflow-{short(digest('scratch', batch))}"
+
+
+def short_temporary_folder() -> Path:
+    """Return the system's temporary folder, or one whose name is short enough for sockets."""
+    found = Path(tempfile.gettempdir()).absolute()
+    return found if len(str(found)) <= _SHORT else Path("/tmp")  # noqa: S108 - what is made in it is private
+
+
+def kernel_in(scratch: Path) -> dict[str, Any]:
+    """Return the options of papermill's client for a kernel that leaves nothing outside of its scratch folder."""
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
+    from traitlets.config import Config
+
+    class ScratchKernel(AsyncKernelManager):
+        """Talks over sockets in the file system: no ports, so none that two kernels both found free."""
+
+        @default("transport")
+        def _transport(self) -> str:
+            spec = self.kernel_spec
+            known = spec is not None and spec.language.lower() == "python" and os.name == "posix"
+            elsewhere = bool(spec.metadata.get("kernel_provisioner")) if spec is not None else False
+            return "ipc" if known and not elsewhere else "tcp"
+
+    place = str(scratch / CONNECTION)
+    return {
+        "kernel_manager_class": ScratchKernel,
+        "config": Config({"KernelManager": {"connection_file": place}}),
+    }
 
 
 def remove_left_over(scratch: Path) -> None:
@@ -47,7 +74,7 @@ def make_scratch(scratch: Path) -> None:
     """Make a job's scratch folder, for this user alone: a connection file holds the kernel's key.
 
     Raises:
-        OSError: it cannot be made, or is somebody else's.
+        OSError: it cannot be made, or it or the batch's folder around it is somebody else's.
     """
     for last in (False,) * 100 + (True,):
         scratch.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -57,8 +84,23 @@ def make_scratch(scratch: Path) -> None:
         except FileNotFoundError:  # another worker has just removed the folder around both as empty
             if last:
                 raise
-    if hasattr(os, "getuid") and scratch.stat().st_uid != os.getuid():
-        raise PermissionError(f"{scratch} belongs to another user.")
+    for folder in (scratch.parent, scratch):  # who has the outer one could put another inner one in its place
+        _require_private(folder)
+
+
+def _require_private(folder: Path) -> None:
+    """Refuse a folder that others may change: the temporary folder is everybody's, and names can be foreseen.
+
+    Raises:
+        PermissionError.
+    """
+    found = folder.lstat()
+    if not hasattr(os, "getuid"):
+        return
+    if stat.S_ISLNK(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user, or is a link.")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{folder} can be changed by other users.")
 
 
 def remove_scratch(scratch: Path) -> None:

@@ -21,8 +21,9 @@ import msgspec
 
 from nbflow.core.errors import KernelDied, RunCancelled, UsageError
 from nbflow.core.model import ErrorInfo, RunOpened
+from nbflow.headless.identity import verbatim
 from nbflow.headless.jobs import Item, Job, Outcome, Progress, Told
-from nbflow.headless.scratch import CONNECTION, make_scratch, remove_scratch
+from nbflow.headless.scratch import kernel_in, make_scratch, remove_scratch
 from nbflow.store.place import CHILDREN
 from nbflow.values.failures import encode_error
 
@@ -74,8 +75,8 @@ def execute(job: Job, told: Told) -> Outcome:
         require_limits(options.memory)
         _make_folder(item.output)
         papermill.execute_notebook(
-            _verbatim(job.notebook),
-            _verbatim(item.output),
+            verbatim(job.notebook),
+            verbatim(item.output),
             parameters=dict(item.params) or None,
             engine_name="nbflow",
             kernel_name=options.kernel,
@@ -85,11 +86,12 @@ def execute(job: Job, told: Told) -> Outcome:
             report_mode=options.report_mode,
             cwd=options.cwd,
             nbflow_item=RunOpened(run=item.run, workflow="", parent=job.batch, parent_step=item.step),
+            nbflow_begun=job.begun,
             nbflow_store=job.store,
             nbflow_collect=options.collect,
             nbflow_memory=options.memory,
             nbflow_told=tell,
-            **_kernel_in(Path(job.scratch)),
+            **kernel_in(Path(job.scratch)),
         )
     except Exception as error:  # noqa: BLE001 - whatever went wrong is how this item ended
         problem = error
@@ -167,11 +169,6 @@ def require_limits(memory: int | None) -> None:
         )
 
 
-def _verbatim(path: str) -> str:
-    """Return a path in which papermill finds no parameter to fill in: ours are filled in."""
-    return path.replace("{", "{{").replace("}", "}}")
-
-
 def _make_folder(output: str) -> None:
     if "://" not in output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -200,29 +197,6 @@ def surroundings(job: Job) -> Iterator[None]:
         remove_scratch(scratch)
 
 
-def _kernel_in(scratch: Path) -> dict[str, Any]:
-    """Return the options of papermill's client for a kernel that leaves nothing outside of its scratch folder."""
-    from jupyter_client.manager import AsyncKernelManager
-    from traitlets import default
-    from traitlets.config import Config
-
-    class ScratchKernel(AsyncKernelManager):
-        """Talks over sockets in the file system: no ports, so none that two kernels both found free."""
-
-        @default("transport")
-        def _transport(self) -> str:
-            spec = self.kernel_spec
-            known = spec is not None and spec.language.lower() == "python" and os.name == "posix"
-            elsewhere = bool(spec.metadata.get("kernel_provisioner")) if spec is not None else False
-            return "ipc" if known and not elsewhere else "tcp"
-
-    place = str(scratch / CONNECTION)
-    return {
-        "kernel_manager_class": ScratchKernel,
-        "config": Config({"KernelManager": {"connection_file": place}}),
-    }
-
-
 def _state(problem: Exception | None) -> Any:
     if problem is None:
         return "completed"
@@ -237,6 +211,8 @@ def _info(problem: Exception, memory: int | None) -> ErrorInfo:
         traceback = "\n".join(problem.traceback)[-_TRACEBACK:]
         return ErrorInfo(type=str(problem.ename), message=str(problem.evalue), traceback=traceback)
     info = msgspec.structs.replace(encode_error(problem), pickled=None)
+    if isinstance(problem, KernelDied):  # its hint is for one notebook; the runner has that of a batch
+        info = msgspec.structs.replace(info, message=problem.message)
     if memory is not None and isinstance(problem, KernelDied):
         said = f"{info.message} Its memory is limited to {memory / 2**20:.0f} MiB, which may be the reason."
         info = msgspec.structs.replace(info, message=said)

@@ -37,6 +37,13 @@ GRACE = 5.0
 FORKS = sys.platform == "linux"
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class _Worker:
     """A worker process as its runner knows it: the connection, its id, and how to hear of its end."""

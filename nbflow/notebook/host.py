@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from nbflow.store.protocol import Store
 
 
+def _counted_before() -> bool:
+    """Tell whether this IPython counts a cell before it runs it; those before 9.8 do afterwards."""
+    import IPython
+
+    return bool(IPython.version_info >= (9, 8))
+
+
 @dataclass(frozen=True)
 class CellReport:
     """What became of a durable cell: its key, whether it was restored, and how long it took (seconds) when it ran."""
@@ -102,7 +109,7 @@ class Host:
         count = self.shell.execution_count
         place = CellPlace(
             raw=info.raw_cell,
-            number=count - 1 if info.store_history else count,
+            number=count - 1 if info.store_history and _counted_before() else count,
             cell_id=getattr(info, "cell_id", None),
             metadata=self._sent_metadata(),
             recorded=bool(info.store_history),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbflow.core.errors import CannotStore, NbflowError
 from nbflow.core.model import ErrorInfo
-from nbflow.notebook.ambient import is_plain
+from nbflow.notebook.ambient_sections import is_plain
 from nbflow.notebook.purity import is_atom
 from nbflow.notebook.tracking import is_result
 from nbflow.values.failures import decode_error, encode_error

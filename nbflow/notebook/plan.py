@@ -145,16 +145,18 @@ def make_plan(
     title: str = "nbflow",
     now: float | None = None,
     alive: bool = False,
+    ids: frozenset[str] | None = None,
 ) -> Plan:
     """Predict what will happen to each durable cell of a notebook.
 
     `namespace` is the kernel's, where there is one: simple values (numbers,
     strings) of names that only plain cells bind are compared as well. `now` is
     the UTC second that times are told relative to; `alive` says that this run
-    has an owner at work, so an execution without an end is no crash.
+    has an owner at work, so an execution without an end is no crash. `ids` are
+    those of the notebook's cells, where the kernel will know them (see `CellNames`).
     """
     world = _World()
-    names = CellNames()
+    names = CellNames(ids)
     steps: list[PlannedStep] = []
     analyses = [analyse(cell.source) for cell in cells]
     bound_by_durable = {

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nbflow.core.errors import LeaseLost, NbflowError, RunCancelled
+from nbflow.core.errors import LeaseLost, NbflowError, RunCancelled, UsageError
 from nbflow.core.model import ErrorInfo
 from nbflow.core.states import RunState
 from nbflow.notebook import messages
@@ -128,12 +128,18 @@ def _limit_memory(size: int) -> None:
     """Have allocations beyond `size` bytes fail with a MemoryError.
 
     Raises:
-        OSError, ValueError: the system refuses.
+        UsageError: the system refuses; without the limit that was asked for nothing runs.
     """
-    import resource
+    try:
+        import resource
 
-    # The data segment and private mappings: RLIMIT_AS would count what libraries only reserve.
-    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+        # The data segment and private mappings: RLIMIT_AS would count what libraries only reserve.
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    except (ImportError, OSError, ValueError) as error:
+        raise UsageError(
+            f"The memory of the kernel cannot be limited to {size:,} bytes: {error}.",
+            hint="Ask for less than `ulimit -d` allows, or leave the limit out.",
+        ) from error
 
 
 def _error(error: NbflowError) -> dict[str, Any]:

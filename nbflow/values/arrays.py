@@ -198,3 +198,23 @@ def make_tensor(cls: type, array: Any, kind: str, requires_grad: bool) -> Any:
     if cls is torch.Tensor:
         return data.requires_grad_(requires_grad)
     return cls(data, requires_grad=requires_grad)
+
+
+def reduce_bit_generator(generator: Any) -> Any:
+    """Return how to build what a random generator draws from, with the seed that its `spawn` goes by.
+
+    NumPy before 2 leaves the seed out, and a restored generator would spawn another child each time.
+    """
+    reduced = generator.__reduce__()
+    state = reduced[2]
+    if isinstance(state, tuple):
+        return reduced
+    return type(generator), (generator.seed_seq,), state
+
+
+def reduce_generator(generator: Any) -> Any:
+    """Return how to build a random generator from what it draws from; NumPy before 2 records its state alone."""
+    reduced = generator.__reduce__()
+    if len(reduced) == 3 and isinstance(reduced[2], dict):
+        return type(generator), (generator.bit_generator,)
+    return reduced

@@ -175,6 +175,10 @@ class EnvelopePickler(cloudpickle.Pickler):  # type: ignore[misc]
         if numpy is not None and issubclass(cls, numpy.ndarray):
             reduce = arrays.reduce_array if cls is numpy.ndarray else arrays.reduce_subclass
             return lambda array: reduce(self, array)
+        if numpy is not None and issubclass(cls, numpy.random.BitGenerator):
+            return arrays.reduce_bit_generator
+        if numpy is not None and cls is numpy.random.Generator:
+            return arrays.reduce_generator
         module = cls.__module__.partition(".")[0]
         bases = {base.__module__.partition(".")[0] for base in cls.__mro__}
         if "pandas" in bases:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from distributed import Client, LocalCluster
 
 from nbflow.core.errors import UsageError, WorkerLost
 from nbflow.core.ids import child_run_id, new_run_id
+from nbflow.core.model import ErrorInfo
 from nbflow.headless import dask as dask_module
 from nbflow.headless import remote
 from nbflow.headless.beacon import Beacon, lit
@@ -229,6 +231,45 @@ def test_a_notebook_whose_worker_is_killed_is_carried_on_by_another(
     assert statuses(read(Path(running.job.item.output)))[1:] == ["restored", "restored", "ran", "ran"]
 
 
+def at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Path, outcomes: list[Outcome], times: int = 1
+) -> list[Job]:
+    """Have a task done in this process with these outcomes; return the jobs as its processes got them."""
+    jobs: list[Job] = []
+
+    class Crew:
+        def do(self, job: Job, _told: Any) -> Outcome:
+            jobs.append(job)
+            return outcomes.pop(0)
+
+    monkeypatch.setattr(remote, "_crew_of", lambda _parcel: Crew())
+    monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(address="tcp://here"))
+    with lit(store) as beacon:
+        job = a_job(tmp_path, store, notebook(tmp_path / "in.ipynb", "x = 1"))
+        parcel = remote.Parcel(msgspec.structs.replace(job, options=Options()), "token", "key", beacon)
+        for _ in range(times):
+            assert isinstance(remote.do(parcel), Outcome)
+    return jobs
+
+
+def test_a_try_that_dask_repeats_begins_no_run_a_second_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Path
+) -> None:
+    """Where another worker had this very task before, its run exists: it is carried on, or over."""
+    outcomes = [Outcome("completed", 0.1), Outcome("completed", 0.1)]
+    assert [job.begun for job in at_once(monkeypatch, tmp_path, store, outcomes, 2)] == [False, True]
+
+
+@pytest.mark.parametrize(("kind", "tries"), [("nbflow.core.errors.LeaseHeld", 2), ("LeaseHeld", 1)])
+def test_a_run_held_by_a_worker_that_is_cut_off_is_waited_for(
+    kind: str, tries: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Path
+) -> None:
+    """The engine's own error is tried again, on a run that exists; one that a cell raised is the notebook's failure."""
+    held = Outcome("failed", 0.1, error=ErrorInfo(type=kind, message="Run 0198 is at work."))
+    jobs = at_once(monkeypatch, tmp_path, store, [held, Outcome("completed", 0.1)])
+    assert [job.begun for job in jobs] == [False, True][:tries]
+
+
 def test_stopped_workers_end_their_notebooks(cluster: LocalCluster, tmp_path: Path, store: Path) -> None:
     """After `stop` the notebook's kernel is gone, its run can be carried on, and nothing new begins."""
     hold = tmp_path / "hold"
@@ -412,6 +453,7 @@ def test_a_dead_scheduler_is_a_lost_worker_and_leaves_no_kernel(tmp_path: Path, 
             for _ in range(2):
                 with pytest.raises(WorkerLost, match="does not answer"):
                     workers.run(job, lambda _: None)
+            assert workers.width == 1  # whoever asks meanwhile gets what was known, and no error of Dask's
         assert len(kernels) == 1
         eventually(lambda: gone(kernels[0]))
     finally:

@@ -15,6 +15,7 @@ from nbclient.exceptions import DeadKernelError
 import nbflow
 from nbflow.headless import execute as module
 from nbflow.headless.execute import prepare
+from nbflow.headless.identity import verbatim
 from nbflow.store.local import open_store
 from tests.headless.kit import EFFECT, code, effects, markdown, notebook, read, statuses
 
@@ -110,7 +111,7 @@ def test_braces_in_a_path_that_is_meant_as_it_stands_survive(tmp_path: Path) -> 
     """papermill fills in parameters between braces, once; what comes out of that is not filled in again."""
     folder = tmp_path / "{odd}"
     folder.mkdir()
-    made = prepare(notebook(tmp_path / "in.ipynb", "1"), module.verbatim(str(folder / "out.ipynb")))
+    made = prepare(notebook(tmp_path / "in.ipynb", "1"), verbatim(str(folder / "out.ipynb")))
     assert str(folder / "out.ipynb") == made.target
     made.start()
     assert (folder / "out.ipynb").exists()

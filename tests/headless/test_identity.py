@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbflow.core.errors import RunFinished, UnknownRun, UsageError
+from nbflow.core.ids import child_run_id, new_run_id
+from nbflow.core.model import RunOpened
 from nbflow.core.states import RunState
 from nbflow.headless.identity import Source, Wanted, identity_params, open_run, store_of, workflow_of
 from nbflow.runtime.session import Session
@@ -246,3 +249,21 @@ def test_a_run_that_is_asked_for_must_be_one_of_this_notebook(store: LocalStore)
         open_run(store, _wanted("other.ipynb"), run=first.run)
     with pytest.raises(UnknownRun):
         open_run(store, _wanted(), run="no-such-run")
+
+
+def test_the_run_of_an_item_is_begun_once_even_when_its_folder_is_gone(tmp_path: Path) -> None:
+    """A completed run leaves its folder: who was told that it exists must not begin it a second time."""
+    with contextlib.closing(LocalStore(tmp_path / ".nbflow", background=False)) as store:
+        batch = new_run_id()
+        parent = RunOpened(run=child_run_id(batch, "item#0"), workflow="", parent=batch, parent_step="item#0")
+        wanted = Wanted("in.ipynb", {}, "python3")
+        begun = open_run(store, wanted, parent=parent)
+        assert (begun.run, begun.state) == (parent.run, "pending")
+        assert open_run(store, wanted, parent=parent, begun=True).run == parent.run
+        Session.open(store, "", run=parent.run).finish()
+        store.ingest()
+        assert parent.run not in store.live.names()
+        with pytest.raises(RunFinished, match="elsewhere"):
+            open_run(store, wanted, parent=parent, begun=True)
+        assert parent.run not in store.live.names()
+        assert store.run(parent.run).state == "completed"

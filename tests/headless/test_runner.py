@@ -23,6 +23,7 @@ from nbflow.headless.scratch import scratch_of
 from nbflow.runtime.session import Session
 from nbflow.store.local import LocalStore
 from nbflow.testing import FaultyStore
+from nbflow.values.failures import encode_error
 
 Script = Callable[[Job], Outcome]
 
@@ -247,6 +248,64 @@ def test_a_worker_lost_behind_the_end_of_its_notebook_costs_nothing(store: Local
     workers = Scripted(1, script)
     assert Runner(session, plan, workers).run() == Tally(1, 0, 0, "completed")
     assert workers.items == [0]
+
+
+def test_the_last_loss_behind_the_end_of_a_notebook_is_no_failure(store: LocalStore) -> None:
+    """Lost three times, the third time when its run was completed: the item is completed."""
+    session, plan = begin(store, 1)
+    losses: list[bool] = []
+
+    def script(job: Job) -> Outcome:
+        losses.append(job.begun)
+        if len(losses) == 1:
+            store.create(RunOpened(run=job.item.run, workflow="in.ipynb", parent=job.batch))
+        if len(losses) == TRIES:
+            Session.open(store, "in.ipynb", run=job.item.run).finish()
+        raise WorkerLost("killed")
+
+    assert Runner(session, plan, Scripted(1, script)).run() == Tally(1, 0, 0, "completed")
+    assert losses == [False, True, True]  # whoever carries it on is told that the run exists
+
+
+def test_a_notebook_that_somebody_else_brought_to_its_end_is_completed(store: LocalStore) -> None:
+    """Its worker finds the run over while it waits for it; that is no failure, and nothing runs again."""
+    session, plan = begin(store, 1)
+
+    def script(job: Job) -> Outcome:
+        store.create(RunOpened(run=job.item.run, workflow="in.ipynb", parent=job.batch))
+        Session.open(store, "in.ipynb", run=job.item.run).finish()
+        error = encode_error(RunFinished("It is completed.", run=job.item.run))
+        return Outcome("failed", 0.01, error=error)
+
+    workers = Scripted(1, script)
+    assert Runner(session, plan, workers).run() == Tally(1, 0, 0, "completed")
+    assert workers.items == [0]
+
+
+def test_an_error_of_the_notebooks_own_that_is_called_as_ours_fails_it_once(store: LocalStore) -> None:
+    """A cell may raise a RunFinished: the notebook failed of it and is not run again for that."""
+    session, plan = begin(store, 1)
+    error = ErrorInfo(type="RunFinished", message="Run 0198 is completed.")
+    workers = Scripted(1, lambda job: Outcome("failed", 0.01, error=error, cell=3))
+    assert Runner(session, plan, workers).run() == Tally(0, 1, 0, "failed")
+    assert workers.items == [0]
+
+
+def test_workers_that_join_later_get_notebooks_at_once(store: LocalStore) -> None:
+    """A cluster that begins with one worker and grows to three runs three notebooks at a time."""
+    session, plan = begin(store, 4)
+    together = threading.Barrier(3)
+
+    def script(job: Job) -> Outcome:
+        if job.item.index == 0:
+            workers.width = 3
+        else:
+            together.wait(30)
+        return completed()
+
+    workers = Scripted(1, script)
+    assert Runner(session, plan, workers).run() == Tally(4, 0, 0, "completed")
+    assert workers.most == 3
 
 
 def test_so_many_failures_and_nothing_new_starts(store: LocalStore) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ import pytest
 
 from nbflow.core.errors import UsageError, WorkerLost
 from nbflow.core.ids import child_run_id, new_run_id
+from nbflow.headless import forkserver
 from nbflow.headless.jobs import Item, Job, Options, Outcome, Progress
 from nbflow.headless.scratch import CONNECTION
 from nbflow.headless.worker import require_limits
 from nbflow.headless.workers import LocalWorkers
+from nbflow.notebook import unattended
 from nbflow.runtime.children.results import result_of
 from nbflow.store.local import LocalStore
 from tests.headless.kit import EFFECT, HOLD, effects, gone, kill, notebook, read, statuses, wait_for
@@ -332,6 +336,34 @@ def test_stopping_does_not_wait_until_the_server_has_loaded() -> None:
         waiting.join(60)
         assert not waiting.is_alive()
         assert workers._server is None or not workers._server.ready
+
+
+def test_forking_warns_nobody_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 warns where a process with threads is forked: the batch of a user must not print that."""
+
+    def fork() -> int:
+        warnings.warn(
+            "This process is multi-threaded, use of fork() may lead to deadlocks.", DeprecationWarning
+        )
+        return 42
+
+    monkeypatch.setattr(os, "fork", fork)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert forkserver._fork(0, [], lambda: None) == 42
+
+
+def test_a_limit_of_memory_that_the_system_refuses_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the hard limit is an error that says so, and not a notebook without the limit."""
+    import resource
+
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    answer = json.loads(unattended.begin(None, json.dumps({"memory": 2**40})))
+    assert answer["error"]["type"] == "UsageError"
+    assert "not allowed to raise" in answer["error"]["message"]
 
 
 def test_closing_leaves_no_process(bench: Bench) -> None:

@@ -376,3 +376,21 @@ def test_torch_tensors_share_memory_as_before(tmp_path: Path) -> None:
         torch.equal(a, b) and a.requires_grad == b.requires_grad
         for a, b in zip(model.parameters(), again.parameters())
     )
+
+
+@pytest.mark.parametrize("kind", ["PCG64", "MT19937", "Philox", "SFC64"])
+def test_a_restored_generator_spawns_the_children_it_would_have(kind: str) -> None:
+    """A generator comes back with its state and with the seed that `spawn` goes by."""
+    generator = np.random.Generator(getattr(np.random, kind)(5))
+    generator.random()
+    generator.spawn(1)
+    restored = there_and_back(it=generator)["it"]
+    assert restored.random() == generator.random()
+    assert restored.spawn(1)[0].random() == generator.spawn(1)[0].random()
+
+
+def test_a_legacy_generator_comes_back_with_its_state() -> None:
+    """A `RandomState` goes on where it was."""
+    state = np.random.RandomState(4)
+    state.random_sample()
+    assert there_and_back(it=state)["it"].random_sample() == state.random_sample()

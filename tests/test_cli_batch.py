@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from nbflow.cli.batch_view import Lines, LiveTable, drained
 from nbflow.core.model import ErrorInfo
 from nbflow.headless.jobs import Item, Outcome, Plan, Progress
 from nbflow.headless.line import NotebookLine
+from nbflow.runtime.session import Session
 from nbflow.store.local import open_store
 from tests.headless.kit import code, notebook
 
@@ -167,6 +169,19 @@ def test_bad_input_is_told_in_words_with_exit_code_2(
     assert says in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_that_is_at_work_is_not_begun_twice(source: Path, tmp_path: Path) -> None:
+    """It says who has it, and names no way out that a batch does not have."""
+    (tmp_path / "boom").touch()
+    batch = as_json("batch", source, "year=2014", code=9)["batch"]
+    store = open_store(tmp_path / ".nbflow")
+    with contextlib.closing(Session.open(store, "in.ipynb", run=batch)):
+        refused = nbflow("batch", "--resume", batch)
+    store.close()
+    assert 5 == refused.exit_code
+    assert f"Batch {batch} of in.ipynb is at work in process {os.getpid()} on " in refused.stderr
+    assert "--steal" not in refused.stderr
 
 
 def test_a_batch_that_does_not_exist_is_exit_code_3(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from nbflow.cli import show
 from nbflow.cli.desk import INTERRUPTED, AsJson, Debug, Desk, Place, desk
-from nbflow.cli.notebooks import NotebookPlace, names_of
+from nbflow.cli.notebooks import ExecutionTimeout, KernelName, NotebookPlace, names_of
 from nbflow.cli.runs import tags_of
 from nbflow.cli.upkeep import byte_count
 from nbflow.core.errors import UsageError
@@ -97,10 +97,7 @@ def batch(
         bool,
         typer.Option("--retry-failed", help="Try what failed once more when all others are through."),
     ] = False,
-    kernel: Annotated[
-        str | None,
-        typer.Option("--kernel", "-k", metavar="NAME", help="The kernel. Default: the notebook's own."),
-    ] = None,
+    kernel: KernelName = None,
     cwd: Annotated[
         Path | None,
         typer.Option(
@@ -120,10 +117,7 @@ def batch(
     start_timeout: Annotated[
         int, typer.Option("--start-timeout", metavar="SECONDS", min=1, help="For each kernel to start.")
     ] = 60,
-    execution_timeout: Annotated[
-        int | None,
-        typer.Option("--execution-timeout", metavar="SECONDS", min=1, help="For each cell. Default: none."),
-    ] = None,
+    execution_timeout: ExecutionTimeout = None,
     executor: Annotated[
         str, typer.Option("--executor", metavar="NAME", help="processes of this machine, or dask.")
     ] = "processes",

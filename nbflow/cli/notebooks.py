@@ -42,6 +42,14 @@ NotebookPlace = Annotated[
         help="The store's folder. Default: $NBFLOW_STORE, else the nearest .nbflow above the notebook.",
     ),
 ]
+KernelName = Annotated[
+    str | None,
+    typer.Option("--kernel", "-k", metavar="NAME", help="The kernel. Default: the notebook's own."),
+]
+ExecutionTimeout = Annotated[
+    int | None,
+    typer.Option("--execution-timeout", metavar="SECONDS", min=1, help="For each cell. Default: none."),
+]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace an output file that is not of this notebook."),
@@ -94,10 +102,7 @@ def run(
         list[str] | None,
         typer.Option("--parameters_base64", "-b", metavar="TEXT", help="Parameters as YAML in Base64."),
     ] = None,
-    kernel: Annotated[
-        str | None,
-        typer.Option("--kernel", "-k", metavar="NAME", help="The kernel. Default: the notebook's own."),
-    ] = None,
+    kernel: KernelName = None,
     cwd: Annotated[
         Path | None,
         typer.Option(
@@ -123,10 +128,7 @@ def run(
     start_timeout: Annotated[
         int, typer.Option("--start-timeout", metavar="SECONDS", min=1, help="For the kernel to start.")
     ] = 60,
-    execution_timeout: Annotated[
-        int | None,
-        typer.Option("--execution-timeout", metavar="SECONDS", min=1, help="For each cell. Default: none."),
-    ] = None,
+    execution_timeout: ExecutionTimeout = None,
     store: NotebookPlace = None,
     as_json: AsJson = False,
     debug: Debug = False,

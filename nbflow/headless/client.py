@@ -15,7 +15,7 @@ from collections.abc import Callable
 from queue import Empty
 from typing import Any
 
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbclient.util import ensure_async, run_sync
 from papermill.clientwrap import PapermillNotebookClient
 
@@ -87,6 +87,8 @@ class DurableClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
         except BaseException as error:
             # papermill itself marks no cell that ran out of time or was interrupted with it.
             self.books.cell_exception(cell, cell_index=cell_index, exception=error)
+            if isinstance(error, CellTimeoutError):  # which does not say where it was
+                error.cell = cell_index  # type: ignore[attr-defined]
             raise
         finally:
             if cell.cell_type == "code":

@@ -38,6 +38,7 @@ from nbflow.headless.identity import (
     store_of,
     workflow_of,
 )
+from nbflow.notebook.messages import PROTOCOL
 from nbflow.notebook.outcome import mentions_results
 from nbflow.store.local import LocalStore
 
@@ -155,6 +156,7 @@ class Conductor:
                 answer = client.ask(
                     "begin",
                     {
+                        "protocol": PROTOCOL,
                         "run": self.run,
                         "store": str(self.store.root),
                         "notebook": self._notebook,

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _CONNECT = 5.0
 #: How often a waiting job looks whether there is anybody left who may do it (seconds).
 _LOOK = 2.0
+#: How often the workers of the cluster are counted anew: the runner asks behind every cell (seconds).
+_COUNT = 1.0
 #: How long a stopped job may take to end before its worker is given up (seconds).
 _FAREWELL = 15.0
 
@@ -73,7 +75,7 @@ class DaskWorkers:
         notebook: str | os.PathLike[str] = "",
     ) -> None:
         self._token = secrets.token_hex(8)
-        self._limit, self._width = workers, 1
+        self._limit, self._width, self._counted = workers, 1, float("-inf")
         self._ends = contextlib.ExitStack()
         self._guard = threading.Lock()
         self._stopped = threading.Event()
@@ -95,8 +97,10 @@ class DaskWorkers:
         """How many jobs are done at a time."""
         if self._limit:
             return self._limit
-        with contextlib.suppress(OSError):  # the scheduler does not answer: the jobs at work will say so
-            self._width = max(1, sum(self._threads().values()))
+        if time.monotonic() - self._counted > _COUNT:
+            with contextlib.suppress(OSError):  # the scheduler does not answer: the jobs at work will say so
+                self._width = max(1, sum(self._threads().values()))
+            self._counted = time.monotonic()
         return self._width
 
     def _threads(self) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from string import Formatter
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from nbflow.core.errors import UsageError
-from nbflow.headless.jobs import Item, Plan
+from nbflow.headless.jobs import Item
 from nbflow.headless.rows import Row
 
 #: What a template can name beside parameters.
@@ -184,23 +184,3 @@ def _folder_problem(folder: str) -> str:
 
 def _is_file(path: str) -> bool:
     return "://" not in path and os.path.isfile(path)  # noqa: PTH113 - see `_folder_problem`
-
-
-def prepare_outputs(plan: Plan) -> None:
-    """Create the folders that the outputs of a plan need; papermill does not.
-
-    Raises:
-        UsageError: one cannot be created.
-    """
-    for folder in _folders(plan.items):
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"The folder {folder} of the outputs cannot be created: {error}.", hint="Name another output."
-            ) from error
-
-
-def _folders(items: Iterable[Item]) -> list[str]:
-    local = (item.output for item in items if "://" not in item.output)
-    return list(dict.fromkeys(os.path.dirname(output) for output in local))  # noqa: PTH120

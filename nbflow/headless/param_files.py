@@ -117,7 +117,7 @@ def _read_csv(data: bytes, file: str, delimiter: str | None = None) -> list[Row]
         elif len(cells) != len(names):
             more = len(cells) > len(names)
             raise place.problem(
-                f"{len(cells)} cells, but the header names {len(names)} parameters.",
+                f"{len(cells)} cell{'' if len(cells) == 1 else 's'}, but the header names {len(names)} parameters.",
                 column=len(names) + 1 if more else names[len(cells)],
                 hint="Put quotes round a value that holds the delimiter."
                 if more

@@ -21,7 +21,7 @@ from nbflow.core.ids import child_run_id
 from nbflow.core.states import RunState, StepState
 from nbflow.headless.identity import identity_params
 from nbflow.headless.jobs import Item, Options, Plan
-from nbflow.headless.outputs import Template, existing_problems, prepare_outputs
+from nbflow.headless.outputs import Template, existing_problems
 from nbflow.headless.rows import Row
 from nbflow.store.local import LocalStore
 
@@ -29,7 +29,6 @@ __all__ = [
     "Standing",
     "make_plan",
     "notebook_problems",
-    "prepare_outputs",
     "run_states",
     "standing",
     "unknown_parameters",

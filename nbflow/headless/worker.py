@@ -1,14 +1,14 @@
-"""One notebook of a batch, executed in this process: `perform` takes a job and returns how it ended.
+"""One notebook of a batch, executed in this process: `execute` takes a job and returns how it ended.
 
-It is called in a process that does nothing else (`process.py`): the job's
-environment variables are this process's while it works. Whoever wants a
+It needs a process that does nothing else (`process.py` is its life): the job's
+environment variables are this process's while it works, see `surroundings`;
+`perform` is both, for workers of one's own. Whoever wants a
 notebook done on another machine (Dask) best calls `LocalWorkers(1).run` there:
 then the notebook has a process of its own, which ends with whoever asked for it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
@@ -21,10 +21,10 @@ import msgspec
 
 from nbflow.core.errors import KernelDied, RunCancelled, UsageError
 from nbflow.core.model import ErrorInfo, RunOpened
+from nbflow.headless.delivery import keep, make_folder, whole_files
 from nbflow.headless.identity import verbatim
-from nbflow.headless.jobs import Item, Job, Outcome, Progress, Told
+from nbflow.headless.jobs import Job, Outcome, Progress, Told
 from nbflow.headless.scratch import kernel_in, make_scratch, remove_scratch
-from nbflow.store.place import CHILDREN
 from nbflow.values.failures import encode_error
 
 #: What numeric libraries ask for the number of their threads.
@@ -73,30 +73,31 @@ def execute(job: Job, told: Told) -> Outcome:
     item, options = job.item, job.options
     try:
         require_limits(options.memory)
-        _make_folder(item.output)
-        papermill.execute_notebook(
-            verbatim(job.notebook),
-            verbatim(item.output),
-            parameters=dict(item.params) or None,
-            engine_name="nbflow",
-            kernel_name=options.kernel,
-            progress_bar=False,
-            start_timeout=options.start_timeout,
-            execution_timeout=options.execution_timeout,
-            report_mode=options.report_mode,
-            cwd=options.cwd,
-            nbflow_item=RunOpened(run=item.run, workflow="", parent=job.batch, parent_step=item.step),
-            nbflow_begun=job.begun,
-            nbflow_store=job.store,
-            nbflow_collect=options.collect,
-            nbflow_memory=options.memory,
-            nbflow_told=tell,
-            **kernel_in(Path(job.scratch)),
-        )
+        make_folder(item.output)
+        with whole_files():
+            papermill.execute_notebook(
+                verbatim(job.notebook),
+                verbatim(item.output),
+                parameters=dict(item.params) or None,
+                engine_name="nbflow",
+                kernel_name=options.kernel,
+                progress_bar=False,
+                start_timeout=options.start_timeout,
+                execution_timeout=options.execution_timeout,
+                report_mode=options.report_mode,
+                cwd=options.cwd,
+                nbflow_item=RunOpened(run=item.run, workflow="", parent=job.batch, parent_step=item.step),
+                nbflow_begun=job.begun,
+                nbflow_store=job.store,
+                nbflow_collect=options.collect,
+                nbflow_memory=options.memory,
+                nbflow_told=tell,
+                **kernel_in(Path(job.scratch)),
+            )
     except Exception as error:  # noqa: BLE001 - whatever went wrong is how this item ended
         problem = error
         if books and books[0].nb.metadata.get("nbflow", {}).get("state") == "completed":
-            _keep(job, books[0].nb)
+            keep(job, books[0].nb)
     facts = books[0].nb.metadata.get("nbflow", {}) if books else {}
     return Outcome(
         state=_state(problem),
@@ -107,48 +108,6 @@ def execute(job: Job, told: Told) -> Outcome:
         error=None if problem is None else _info(problem, options.memory),
         cell=getattr(problem, "cell_index", getattr(problem, "cell", None)),
     )
-
-
-def _keep(job: Job, executed: Any) -> None:
-    """Keep an executed notebook whose run is over and that could not be written: nothing could make it again."""
-    import nbformat
-
-    kept = _kept(job.store, job.item)
-    with contextlib.suppress(OSError):  # the same disk may be full
-        kept.parent.mkdir(exist_ok=True)
-        nbformat.write(executed, kept)
-
-
-def _kept(store: str, item: Item) -> Path:
-    return Path(store) / CHILDREN / f"{item.run}.ipynb"
-
-
-def deliver(store: str, item: Item) -> None:
-    """Have the output of a notebook whose run is completed say so, though its worker did not come to write it.
-
-    Raises:
-        OSError: it cannot be written now either.
-    """
-    kept = _kept(store, item)
-    if kept.exists():
-        from papermill.iorw import load_notebook_node, write_ipynb
-
-        _make_folder(item.output)
-        write_ipynb(load_notebook_node(str(kept)), item.output)
-        kept.unlink()
-        return
-    if "://" in item.output or not Path(item.output).exists():
-        return
-    import nbformat
-
-    try:
-        document = nbformat.read(item.output, as_version=4)
-    except (ValueError, nbformat.reader.NotJSONError):
-        return
-    facts = document.metadata.get("nbflow", {})
-    if facts.get("run") == item.run and facts.get("state") != "completed":
-        facts["state"] = "completed"
-        nbformat.write(document, item.output)
 
 
 def failed(problem: Exception, seconds: float) -> Outcome:
@@ -167,11 +126,6 @@ def require_limits(memory: int | None) -> None:
             "A limit of memory for each notebook needs Linux: other systems do not enforce one.",
             hint="Leave the limit out.",
         )
-
-
-def _make_folder(output: str) -> None:
-    if "://" not in output:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

@@ -12,6 +12,9 @@ from nbflow.notebook.amounts import duration, moment
 #: Metadata that marks an output as nbflow's own words, for tools that compare or strip outputs.
 MARK = {"nbflow": {"notice": True}}
 
+#: The version of what papermill's engine and the kernel say to each other: they may be of different environments.
+PROTOCOL = 1
+
 #: The format of the message in which a cell tells papermill's engine what became of it; no front end shows it.
 REPORT = "application/vnd.nbflow.cell+json"
 

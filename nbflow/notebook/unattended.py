@@ -23,9 +23,6 @@ from nbflow.notebook.extension import extension_of, load_ipython_extension
 from nbflow.notebook.host import CellReport, Host
 from nbflow.notebook.outcome import speaks_of_results
 
-#: The version of what the two sides say to each other: they may be of different environments.
-PROTOCOL = 1
-
 #: Bytes of a cell's output that are recorded: all. What is not would be missing in a resumed notebook.
 DISPLAY_LIMIT = 2**62
 
@@ -33,15 +30,16 @@ DISPLAY_LIMIT = 2**62
 def begin(shell: Any, terms: str) -> str:
     """Load nbflow, attach the run and make every later cell durable; return what the engine wants to know.
 
-    `terms` is a JSON object: `run` and `store` name the run, `notebook` its file
-    (or ""), `cells` the ids of its cells, `sources` the text of those that may look
-    at results (`_`, `Out[3]`), `memory` the bytes of memory that this process may
-    allocate (or null).
+    `terms` is a JSON object: `protocol` is the version that the engine speaks, `run` and
+    `store` name the run, `notebook` its file (or ""), `cells` the ids of its cells,
+    `sources` the text of those that may look at results (`_`, `Out[3]`), `memory` the
+    bytes of memory that this process may allocate (or null).
 
     The answer is a JSON object with `attempt`, or with `error`.
     """
     told = json.loads(terms)
     try:
+        _require_protocol(told["protocol"])
         if told.get("memory"):
             _limit_memory(int(told["memory"]))
         load_ipython_extension(shell)
@@ -59,7 +57,7 @@ def begin(shell: Any, terms: str) -> str:
         host.engaged = True
     except NbflowError as error:
         return _answer(error=_error(error))
-    return _answer(attempt=session.attempt, protocol=PROTOCOL)
+    return _answer(attempt=session.attempt)
 
 
 def end(shell: Any, terms: str) -> str:
@@ -122,6 +120,19 @@ def _collect(host: Host, names: list[str]) -> dict[str, str]:
 
 def _tell(shell: Any, report: CellReport) -> None:
     shell.display_pub.publish(data={messages.REPORT: asdict(report)}, metadata=messages.MARK)
+
+
+def _require_protocol(spoken: int) -> None:
+    """Refuse an engine that means something else by what it says.
+
+    Raises:
+        UsageError: it is of another version of nbflow.
+    """
+    if spoken != messages.PROTOCOL:
+        raise UsageError(
+            f"papermill's nbflow speaks version {spoken} with its kernels, this kernel's {messages.PROTOCOL}.",
+            hint="Install the same version of nbflow in both environments.",
+        )
 
 
 def _limit_memory(size: int) -> None:

@@ -14,6 +14,7 @@ from nbflow.core.crashpoints import point
 from nbflow.core.errors import NbflowError
 from nbflow.store import compact
 from nbflow.store.frames_sql import decoded, quoted, select_columns
+from nbflow.store.schema import roll_back
 
 if TYPE_CHECKING:
     import duckdb
@@ -79,7 +80,7 @@ def show_frames(
         try:
             _show(connection, frame, fetch, decode=decode)
         except (duckdb.Error, NbflowError) as error:
-            connection.execute("ROLLBACK")
+            roll_back(connection)
             # One frame that cannot be shown (a class is gone, say) must not keep the others from it.
             log.info("%s.%s of run %s has no view: %s", frame.step, frame.variable, frame.run, error)
             _note(connection, frame, None, None)

@@ -21,6 +21,7 @@ from nbflow.core.errors import CorruptRecord, LeaseHeld, NbflowError, StoreBusy,
 from nbflow.store.folder import START, Position, RunFolder, list_folders
 from nbflow.store.rows import Batch
 from nbflow.store.salvage import sound_prefix
+from nbflow.store.schema import roll_back
 from nbflow.values.trust import key_id
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class Ingest:
             connection.execute("COMMIT")
             point("ingest.after-commit")
         except BaseException:
-            connection.execute("ROLLBACK")
+            roll_back(connection)
             raise
         self._done.update(batch.looks)
         for run, generation, offset, seq, _ in batch.positions:

@@ -19,6 +19,7 @@ from nbflow.store.folder import list_folders
 from nbflow.store.framing import FRAME, HEADER, LAST, MORE, pack_header, sealer
 from nbflow.store.lease import AttachLock, held, is_alive
 from nbflow.store.salvage import journals_of
+from nbflow.store.schema import roll_back
 from nbflow.values.trust import key_id, mac, user_key
 
 if TYPE_CHECKING:
@@ -133,6 +134,6 @@ def _sign_rows(connection: duckdb.DuckDBPyConnection, key: bytes) -> int:
         connection.execute("INSERT INTO nbflow.event SELECT * FROM nbflow_resigned")
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        roll_back(connection)
         raise
     return len(rows)

@@ -13,6 +13,7 @@ from nbflow.store.folder import RunFolder
 from nbflow.store.lease import held
 from nbflow.store.listing import FINISHED, matches_name
 from nbflow.store.protocol import Retention
+from nbflow.store.schema import roll_back
 
 if TYPE_CHECKING:
     import duckdb
@@ -60,7 +61,7 @@ def purge(connection: duckdb.DuckDBPyConnection, run: str) -> None:
         point("delete.before-commit")
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        roll_back(connection)
         raise
     compact.drop_orphans(connection)
 

@@ -11,6 +11,7 @@ Column names avoid `at` and `column`, which DuckDB reserves.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -315,5 +316,13 @@ def migrate(connection: duckdb.DuckDBPyConnection, found: int, program: str, now
         connection.execute(VIEWS)
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        roll_back(connection)
         raise
+
+
+def roll_back(connection: duckdb.DuckDBPyConnection) -> None:
+    """Undo the open transaction; one whose commit failed (a full disk, say) DuckDB has undone itself."""
+    import duckdb
+
+    with contextlib.suppress(duckdb.TransactionException):  # it would hide what went wrong
+        connection.execute("ROLLBACK")

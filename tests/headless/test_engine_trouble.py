@@ -33,18 +33,6 @@ from tests.headless.kit import (
     wait_for,
 )
 
-
-@pytest.fixture
-def hold(tmp_path: Path) -> Path:
-    return tmp_path / "hold"
-
-
-@pytest.fixture
-def done(tmp_path: Path) -> Path:
-    """Where the effects of a test's notebook are noted."""
-    return tmp_path / "done"
-
-
 # --- others at work, and stores that cannot be used ------------------------------------------------------
 
 

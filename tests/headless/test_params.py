@@ -311,7 +311,7 @@ def test_bad_axes_are_refused_with_what_is_wrong(sources: list[str], said: str) 
 @pytest.mark.parametrize(
     ("name", "content", "place", "said"),
     [
-        ("p.csv", "a,b\n1,2\n3\n", "line 3, column b", "1 cells, but the header names 2"),
+        ("p.csv", "a,b\n1,2\n3\n", "line 3, column b", "1 cell, but the header names 2"),
         ("p.csv", "a,b\n1,2,3\n", "line 2, column 3", "3 cells"),
         ("p.csv", "a,a\n1,2\n", "line 1, column 2", "there twice"),
         ("p.csv", "a,,c\n1,2,3\n", "line 1, column 2", "no name"),

@@ -18,7 +18,7 @@ from nbflow.core.states import RunState
 from nbflow.headless import plan as plan_module
 from nbflow.headless.jobs import Options, Plan
 from nbflow.headless.params import Row, grid_rows, rows_of
-from nbflow.headless.plan import Standing, make_plan, prepare_outputs, standing, unknown_parameters
+from nbflow.headless.plan import Standing, make_plan, standing, unknown_parameters
 from nbflow.runtime.session import Session, StepResult, StepSpec
 from nbflow.store.local import LocalStore
 from tests.headless.kit import code, notebook
@@ -61,8 +61,6 @@ def test_a_plan_says_of_each_notebook_which_run_it_is_and_where_it_is_written(
     assert outputs(plan) == [str(tmp_path / f"runs/{item.run}.ipynb") for item in plan.items]
     assert Plan.read(json.loads(json.dumps(plan.recorded()))) == plan
     assert not (tmp_path / "runs").exists()
-    prepare_outputs(plan)
-    assert (tmp_path / "runs").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +90,6 @@ def test_a_remote_output_is_left_as_it_is(source: Path) -> None:
     """A URL stays one, and nothing is created for it here."""
     plan = make_plan(source, grid_rows(["year=2013"]), batch=BATCH, output="s3://bucket/{year}//x.ipynb")
     assert outputs(plan) == ["s3://bucket/2013//x.ipynb"]
-    prepare_outputs(plan)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)

@@ -187,6 +187,8 @@ def test_a_resumed_batch_runs_only_what_is_not_completed(store: LocalStore) -> N
     assert "ChildFailed" in error.type
     assert "(days.csv, line 5)" in error.message
     assert "failed in cell 5: ValueError: too hot" in error.message
+    # In the table of results, what the row tells already is not told again.
+    assert nbflow.batch_results(session.run, store=store).error[3] == "in cell 5: ValueError: too hot."
     again, plan = resume(store, session.run)
     workers, watcher = Scripted(2, lambda job: completed()), Noting()
     assert Runner(again, plan, workers, watcher=watcher).run() == Tally(5, 0, 0, "completed")

@@ -27,6 +27,7 @@ from nbflow.headless.scratch import CONNECTION
 from nbflow.headless.worker import require_limits
 from nbflow.headless.workers import LocalWorkers
 from nbflow.notebook import unattended
+from nbflow.notebook.messages import PROTOCOL
 from nbflow.runtime.children.results import result_of
 from nbflow.store.local import LocalStore
 from tests.headless.kit import EFFECT, HOLD, effects, gone, kill, notebook, read, statuses, wait_for
@@ -143,6 +144,16 @@ def test_a_failing_notebook_is_an_outcome_with_its_own_error(workers: LocalWorke
     )
     assert "ZeroDivisionError" in outcome.error.traceback
     assert "begun, attempt 1" in outcome.log
+    bench.clean()
+
+
+def test_a_cell_that_takes_too_long_is_named(workers: LocalWorkers, bench: Bench) -> None:
+    """nbclient's own error does not say which cell it was."""
+    source = bench.cells("x = 1", "import time; time.sleep(60)")
+    outcome = workers.run(bench.job(source, execution_timeout=1), ignore)
+    assert outcome.error is not None
+    assert "CellTimeoutError" in outcome.error.type
+    assert outcome.cell == 1
     bench.clean()
 
 
@@ -266,6 +277,7 @@ def test_a_killed_kernel_fails_its_notebook_alone_and_it_carries_on(
     assert outcome.state == "failed"
     assert "KernelDied" in outcome.error.type or "DeadKernel" in outcome.error.type
     assert "SIGKILL in cell 3 of 4" in outcome.error.message
+    assert "same command" not in outcome.error.message  # that of a batch would begin another one
     assert outcome.cell == 2
     assert carried_on(workers, held).state == "completed"
     assert statuses(read(Path(held.job.item.output)))[1:] == ["restored", "ran", "ran"]
@@ -361,9 +373,17 @@ def test_a_limit_of_memory_that_the_system_refuses_runs_nothing(monkeypatch: pyt
         raise ValueError("not allowed to raise maximum limit")
 
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    answer = json.loads(unattended.begin(None, json.dumps({"memory": 2**40})))
+    terms = {"protocol": PROTOCOL, "memory": 2**40}
+    answer = json.loads(unattended.begin(None, json.dumps(terms)))
     assert answer["error"]["type"] == "UsageError"
     assert "not allowed to raise" in answer["error"]["message"]
+
+
+def test_a_kernel_with_another_version_of_the_protocol_records_nothing() -> None:
+    """papermill and kernel may be of two environments: the error says so before anything is misunderstood."""
+    answer = json.loads(unattended.begin(None, json.dumps({"protocol": PROTOCOL + 1})))
+    assert answer["error"]["type"] == "UsageError"
+    assert f"version {PROTOCOL + 1}" in answer["error"]["message"]
 
 
 def test_closing_leaves_no_process(bench: Bench) -> None:

@@ -37,6 +37,27 @@ def test_nothing_keeps_the_file_open(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "store.duckdb")], check=True)
 
 
+class _Full:
+    """A connection whose commits find no room: DuckDB undoes the transaction itself then."""
+
+    def __init__(self) -> None:
+        self._real = duckdb.connect()
+
+    def execute(self, sql: str, *given: object) -> object:
+        if sql != "COMMIT":
+            return self._real.execute(sql, *given)
+        self._real.execute("ROLLBACK")
+        raise duckdb.IOException("No space left on device")
+
+
+def test_a_commit_without_room_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to roll back then, and the complaint about it must not stand in for the full disk."""
+    monkeypatch.setattr(schema, "MIGRATIONS", {})
+    monkeypatch.setattr(schema, "VIEWS", "SELECT 1")
+    with pytest.raises(duckdb.IOException, match="No space left"):
+        schema.migrate(_Full(), 0, "test", 0.0)  # type: ignore[arg-type]
+
+
 def test_an_older_store_is_upgraded_on_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Migrations run in order, in one transaction, and keep what is there."""
     store = LocalStore(tmp_path, background=False)

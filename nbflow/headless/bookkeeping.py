@@ -54,6 +54,9 @@ class Bookkeeper(NotebookExecutionManager):  # type: ignore[misc]  # papermill s
         #: How many cells are behind us, of whatever kind, and who is told so (a batch that shows progress).
         self.done = 0
         self.told: Callable[[Bookkeeper], None] | None = None
+        #: What is left to do when the executed notebook is written: end the run, and close its store.
+        self.conclude: Callable[[], None] = _nothing
+        self.put_away: Callable[[], None] = _nothing
 
     def open(self, run: str, attempt: int | None, state: str = "running", **facts: Any) -> None:
         """Note which run this is."""
@@ -158,3 +161,7 @@ class Bookkeeper(NotebookExecutionManager):  # type: ignore[misc]  # papermill s
         for cell in unreached:
             cell.metadata.papermill["status"] = self.PENDING
         self.save()
+
+
+def _nothing() -> None:
+    """Do nothing: there is no run yet."""

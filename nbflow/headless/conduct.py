@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -24,7 +25,7 @@ from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
 from nbflow.core.errors import LeaseHeld, LeaseLost, NbflowError, RunCancelled, RunFinished, UsageError
-from nbflow.core.model import ErrorInfo, RunInfo, RunOpened
+from nbflow.core.model import ErrorInfo, RunChanged, RunInfo, RunOpened
 from nbflow.core.states import FINAL_RUN_STATES, RunState
 from nbflow.headless.bookkeeping import Bookkeeper, first_failure
 from nbflow.headless.client import DurableClient
@@ -40,6 +41,7 @@ from nbflow.headless.identity import (
 )
 from nbflow.notebook.messages import PROTOCOL
 from nbflow.notebook.outcome import mentions_results
+from nbflow.store.lease import this_owner
 from nbflow.store.local import LocalStore
 
 if TYPE_CHECKING:
@@ -110,6 +112,7 @@ class Conductor:
         #: Whether the kernel keeps the record; else this process holds the run.
         self.durable = True
         self._session: Session | None = None
+        self._completed = False
         self._begun = time.monotonic()
 
     def wait_until_free(self) -> None:
@@ -189,9 +192,11 @@ class Conductor:
         """Record how the run ended; the kernel still stands."""
         failure = _failure(self.books)
         state = RunState.COMPLETED if failure is None else RunState.FAILED
+        self._completed = failure is None
         if not self.durable:
             assert self._session is not None
-            self._session.finish(state, error=failure)
+            if failure is not None:
+                self._session.finish(state, error=failure)
             self.books.close(str(state))
             return
         told: dict[str, Any] = {
@@ -205,7 +210,9 @@ class Conductor:
         except DeadKernelError:
             if client.exit_code() != 0:
                 raise
-            answer = self._end_here(state, failure)  # the last cell ended its kernel: `exit()`
+            # The last cell ended its kernel: `exit()`.
+            missing = dict.fromkeys(self._terms.collect, "the notebook ended its kernel")
+            answer = {"state": str(state), "missing": missing}
         except NbflowError as error:
             if failure is None:
                 raise
@@ -221,12 +228,29 @@ class Conductor:
         if failure is None and answer["state"] == "lost":
             raise LeaseLost(f"Run {self.run} was taken over by another process.", run=self.run)
 
-    def _end_here(self, state: RunState, failure: ErrorInfo | None) -> dict[str, Any]:
-        """Record the end in place of a kernel that is gone."""
-        session = self._hold()
-        session.finish(state, error=failure)
-        missing = dict.fromkeys(self._terms.collect, "the notebook ended its kernel")
-        return {"state": str(state), "missing": missing}
+    def conclude(self) -> None:
+        """Record that the run is completed: last of all, so that a kill before leaves something to carry on.
+
+        The same command would begin a completed run anew, and a killed papermill is
+        started again by whoever saw it die.
+
+        Raises:
+            StoreFull, StoreError: the run is not over; the same command restores all cells and ends it.
+        """
+        if not self._completed:
+            return
+        if self._session is not None:
+            self._session.finish()
+            return
+        try:
+            log = self.store.attach(self.run, this_owner(time.time(), "papermill"), continued=True)
+        except (LeaseHeld, RunFinished):
+            logger.info(f"Run {self.run} is in other hands already, which bring it to its end")
+            return
+        try:
+            log.append(RunChanged(state=str(RunState.COMPLETED)))
+        finally:
+            log.release()
 
     def _hold(self) -> Session:
         """Take the run here; loaded now, since a kernel that keeps its own record leaves it to nobody."""
@@ -236,6 +260,7 @@ class Conductor:
 
     def stopped(self, error: BaseException) -> None:
         """Note that the execution did not come to an end of its own; the run stays as it is, resumable."""
+        self._completed = False
         if self._session is not None:
             self._session.close()
         state = "cancelled" if isinstance(error, RunCancelled) else "stopped"
@@ -253,6 +278,9 @@ def conduct(
 ) -> Any:
     """Execute a notebook; the options are those of papermill's own engine and of `Terms`.
 
+    When the executed notebook is written, `books.conclude()` records that the run is completed, and then
+    `books.put_away()` closes the store.
+
     Raises:
         LeaseHeld: another process works on this run.
         KernelDied: naming cell and signal.
@@ -264,44 +292,43 @@ def conduct(
     terms = Terms.taken_from(options)
     store = store_of(source, terms.store, upkeep=terms.item is None)
     books.told = _telling(store, terms.told)
+    books.put_away = partial(_put_away, store)
+    parameters = nb.metadata.get("papermill", {}).get("parameters", {})
+    wanted = Wanted(
+        workflow=workflow_of(source, nb, store),
+        params=identity_params(parameters),
+        kernel=kernel_name,
+        launch=launch_of(
+            source,
+            kernel_name,
+            output=_from(folder, books.output_path),
+            cwd=os.getcwd(),  # noqa: PTH109 - as text
+            parameters=parameters,
+            collect=terms.collect,
+            start_timeout=start_timeout,
+            execution_timeout=execution_timeout,
+        ),
+    )
+    info = open_run(store, wanted, run=terms.run, parent=terms.item, begun=terms.begun)
+    conductor = Conductor(books, store, info, terms, str(source.path or ""))
+    books.conclude = conductor.conclude
+    conductor.wait_until_free()
+    store.background.at_once()  # it has nothing else to do until the kernel is there
+    settings = merge_kwargs(
+        remove_args(["timeout", "startup_timeout"], **options),
+        timeout=execution_timeout or options.get("timeout"),
+        startup_timeout=start_timeout,
+        kernel_name=kernel_name,
+        log=logger,
+    )
+    client = DurableClient(books, opening=conductor.opening, closing=conductor.closing, **settings)
     try:
-        parameters = nb.metadata.get("papermill", {}).get("parameters", {})
-        wanted = Wanted(
-            workflow=workflow_of(source, nb, store),
-            params=identity_params(parameters),
-            kernel=kernel_name,
-            launch=launch_of(
-                source,
-                kernel_name,
-                output=_from(folder, books.output_path),
-                cwd=os.getcwd(),  # noqa: PTH109 - as text
-                parameters=parameters,
-                collect=terms.collect,
-                start_timeout=start_timeout,
-                execution_timeout=execution_timeout,
-            ),
-        )
-        info = open_run(store, wanted, run=terms.run, parent=terms.item, begun=terms.begun)
-        conductor = Conductor(books, store, info, terms, str(source.path or ""))
-        conductor.wait_until_free()
-        store.background.at_once()  # it has nothing else to do until the kernel is there
-        settings = merge_kwargs(
-            remove_args(["timeout", "startup_timeout"], **options),
-            timeout=execution_timeout or options.get("timeout"),
-            startup_timeout=start_timeout,
-            kernel_name=kernel_name,
-            log=logger,
-        )
-        client = DurableClient(books, opening=conductor.opening, closing=conductor.closing, **settings)
-        try:
-            # The run is the kernel's, and none of the processes that it starts.
-            environment = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}
-            return client.execute(env=environment)
-        except BaseException as error:
-            conductor.stopped(error)
-            raise
-    finally:
-        _put_away(store)
+        # The run is the kernel's, and none of the processes that it starts.
+        environment = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}
+        return client.execute(env=environment)
+    except BaseException as error:
+        conductor.stopped(error)
+        raise
 
 
 def _started_in() -> str:

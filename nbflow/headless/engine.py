@@ -56,10 +56,14 @@ class NbflowEngine(NBClientEngine):  # type: ignore[misc]  # papermill ships no 
         )
         books.notebook_start()
         try:
-            cls.execute_managed_notebook(books, kernel_name, log_output=log_output, **kwargs)
+            try:
+                cls.execute_managed_notebook(books, kernel_name, log_output=log_output, **kwargs)
+            finally:
+                books.cleanup_pbar()
+                books.notebook_complete()
+            books.conclude()
         finally:
-            books.cleanup_pbar()
-            books.notebook_complete()
+            books.put_away()
         return books.nb
 
     @classmethod

@@ -65,7 +65,8 @@ def end(shell: Any, terms: str) -> str:
 
     `terms` is a JSON object: `state` is completed, failed, or null to leave the
     run as it is; `error` (type, message, traceback) says why it failed; `collect`
-    lists the variables that are the run's result.
+    lists the variables that are the run's result. That a run is completed is
+    recorded by the engine, when the executed notebook is written.
 
     The answer is a JSON object with `state`, `missing` (variables to collect that
     were not there or cannot be stored, with the reason), or with `error`.
@@ -80,7 +81,7 @@ def end(shell: Any, terms: str) -> str:
         if told["state"] == RunState.COMPLETED:
             session.check()  # a cancel that came behind the last step
             missing = _collect(host, told.get("collect", ()))
-        if told["state"] is not None:
+        elif told["state"] is not None:
             error = ErrorInfo(**told["error"]) if told.get("error") else None
             session.finish(RunState(told["state"]), error=error)
         host.close()

@@ -135,9 +135,16 @@ class RunFolder:
     # Owning
 
     def attach(
-        self, owner: Owner, *, steal: bool = False, versions: dict[str, str] | None = None
+        self,
+        owner: Owner,
+        *,
+        steal: bool = False,
+        continued: bool = False,
+        versions: dict[str, str] | None = None,
     ) -> FileRunLog:
         """Take the lease, raise the generation and append `RunAttached`; durable on return.
+
+        With `continued` no new attempt is counted.
 
         Raises:
             LeaseHeld: a living owner has the run (this very process counts) and `steal` is False.
@@ -146,11 +153,11 @@ class RunFolder:
         """
         try:
             with AttachLock(self.path, self.run):
-                return self._attach(owner, steal, versions or {})
+                return self._attach(owner, steal, continued, versions or {})
         except OSError as error:
             disk.refused(error, run=self.run, doing="attaching to the folder")
 
-    def _attach(self, owner: Owner, steal: bool, versions: dict[str, str]) -> FileRunLog:
+    def _attach(self, owner: Owner, steal: bool, continued: bool, versions: dict[str, str]) -> FileRunLog:
         # Most is read before the generation is raised: a run that is finished or damaged keeps its owner.
         frames, position = self._read_surely(START)
         self._refuse_finished(frames)
@@ -163,10 +170,11 @@ class RunFolder:
             frames += more
             if not stolen:
                 self._give_back_room(position)
-            attempt = 1 + max(
+            last = max(
                 (f.entry.record.attempt for f in reversed(frames) if isinstance(f.entry.record, RunAttached)),
                 default=0,
             )
+            attempt = last if continued and last else last + 1
             record = RunAttached(
                 lease.generation, attempt, owner, counted=position.offset, stolen=stolen, versions=versions
             )

@@ -239,13 +239,19 @@ class LocalStore:
         self.background.touch()
 
     def attach(
-        self, run: str, owner: Owner, *, steal: bool = False, versions: dict[str, str] | None = None
+        self,
+        run: str,
+        owner: Owner,
+        *,
+        steal: bool = False,
+        continued: bool = False,
+        versions: dict[str, str] | None = None,
     ) -> LocalLog:
         """See `Store`."""
         folder = self.live.folder(run)
         if not folder.exists():
             self._refuse_finished(run)
-        log = LocalLog(folder.attach(owner, steal=steal, versions=versions), self)
+        log = LocalLog(folder.attach(owner, steal=steal, continued=continued, versions=versions), self)
         self._logs[run] = log
         self.background.touch()
         return log

@@ -147,9 +147,18 @@ class Store(Protocol):
         ...
 
     def attach(
-        self, run: str, owner: Owner, *, steal: bool = False, versions: dict[str, str] | None = None
+        self,
+        run: str,
+        owner: Owner,
+        *,
+        steal: bool = False,
+        continued: bool = False,
+        versions: dict[str, str] | None = None,
     ) -> RunLog:
         """Take the run's lease, raise its generation and append `RunAttached`.
+
+        It is a new attempt of the run, or with `continued` the last one, which goes
+        on in another process.
 
         Raises:
             LeaseHeld: a living owner has it and `steal` is False.

@@ -93,9 +93,16 @@ class FaultyStore:
             raise self.error()
 
     def attach(
-        self, run: str, owner: Owner, *, steal: bool = False, versions: dict[str, str] | None = None
+        self,
+        run: str,
+        owner: Owner,
+        *,
+        steal: bool = False,
+        continued: bool = False,
+        versions: dict[str, str] | None = None,
     ) -> RunLog:
-        return _FaultyLog(self, self.store.attach(run, owner, steal=steal, versions=versions))
+        log = self.store.attach(run, owner, steal=steal, continued=continued, versions=versions)
+        return _FaultyLog(self, log)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)

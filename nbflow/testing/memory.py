@@ -142,7 +142,13 @@ class MemoryStore:
             self.add(self.memory[opened.run], opened)
 
     def attach(
-        self, run: str, owner: Owner, *, steal: bool = False, versions: dict[str, str] | None = None
+        self,
+        run: str,
+        owner: Owner,
+        *,
+        steal: bool = False,
+        continued: bool = False,
+        versions: dict[str, str] | None = None,
     ) -> RunLog:
         with self.lock:
             memory = self._find(run)
@@ -153,7 +159,8 @@ class MemoryStore:
                 held = history.attached.owner if history.attached else owner
                 raise LeaseHeld(f"Run {run} is held by pid {held.pid} on {held.host}.", run=run, pid=held.pid)
             memory.generation += 1
-            attempt = (history.attached.attempt if history.attached else 0) + 1
+            attempt = (history.attached.attempt if history.attached else 0) + (not continued)
+            attempt = max(1, attempt)
             log = memory.holder = _MemoryLog(self, run, memory.generation, attempt)
             self.add(
                 memory,

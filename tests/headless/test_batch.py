@@ -128,19 +128,20 @@ def test_outputs_that_cannot_be_written_fail_their_notebooks_and_a_resume_mends_
 
 
 class InThisProcess:
-    """Does the jobs here; the disk is full from the moment on in which the last cell is done."""
+    """Does the jobs here; while it is `full`, the disk is from the moment on in which the last cell is done."""
 
     width = 1
 
     def __init__(self) -> None:
         self.jobs = 0
+        self.full = True
 
     def run(self, job, told):
         self.jobs += 1
         output = Path(job.item.output)
 
         def tell(progress) -> None:
-            if progress.cells == progress.total:
+            if self.full and progress.cells == progress.total:
                 output.unlink()
                 output.symlink_to("/dev/full")
 
@@ -152,8 +153,10 @@ class InThisProcess:
 
 
 def test_an_output_that_fails_behind_the_last_cell_is_delivered_by_a_resume(tmp_path: Path) -> None:
-    """The run is over and nothing can run it again, so the executed notebook was kept, and is written when there is room."""
-    source = notebook(tmp_path / "in.ipynb", "print(6 * 7)")
+    """The run is not over before its notebook is written: a resume restores all cells and writes it when there is room."""
+    source = notebook(
+        tmp_path / "in.ipynb", EFFECT.format(path=str(tmp_path / "done")), "effect('a'); print(6 * 7)"
+    )
     output = tmp_path / "out.ipynb"
     workers = InThisProcess()
     options = {"executor": workers, "resume": True}
@@ -162,12 +165,13 @@ def test_an_output_that_fails_behind_the_last_cell_is_delivered_by_a_resume(tmp_
     again = nbflow.batch(source, {"a": [1]}, **options)
     assert (again.id, again.state, again.failed) == (done.id, "failed", 1)
     output.unlink()
+    workers.full = False
     again = nbflow.batch(source, {"a": [1]}, **options)
-    assert (again.id, again.state, workers.jobs) == (done.id, "completed", 1)
+    assert (again.id, again.state, workers.jobs) == (done.id, "completed", 3)
     document = read(output)
     assert document.metadata.nbflow.state == "completed"
     assert document.cells[-1].outputs[0].text == "42\n"
-    assert list((tmp_path / ".nbflow" / "children").iterdir()) == []
+    assert effects(tmp_path / "done") == ["a"]
 
 
 def held(place: Place) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,29 @@ def test_a_kernel_that_dies_between_the_cells_leaves_the_run_to_be_carried_on(
     document = execute(source, tmp_path / "out.ipynb")
     assert effects(done) == ["a"]
     assert document.metadata.nbflow["run"] == first.metadata.nbflow["run"]
+
+
+def test_papermill_killed_behind_the_last_cell_has_nothing_to_run_again(
+    tmp_path: Path, hold: Path, done: Path
+) -> None:
+    """A run is completed when its notebook is written and its kernel gone: before that the same command ends it."""
+    source = notebook(
+        tmp_path / "in.ipynb",
+        EFFECT.format(path=str(done)),
+        "effect('a'); x = 41",
+        "import atexit\ndef late():\n"
+        + textwrap.indent(HOLD.format(path=str(hold)), "    ")
+        + "\natexit.register(late); print(x + 1)",
+    )
+    with begun(source, tmp_path / "out.ipynb") as process:
+        wait_for(hold)
+        kill(process.pid)
+    hold.unlink(missing_ok=True)
+    again = papermill(source, tmp_path / "out.ipynb")
+    assert again.returncode == 0, again.stderr
+    assert effects(done) == ["a"]
+    written = read(tmp_path / "out.ipynb")
+    assert statuses(written) == ["ran", "restored", "restored"]
+    assert (written.metadata.nbflow["state"], written.metadata.nbflow["attempt"]) == ("completed", 2)
+    with closing(LocalStore(tmp_path / ".nbflow")) as store:
+        assert [(info.state, info.attempts) for info in store.runs()] == [("completed", 2)]

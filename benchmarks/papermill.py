@@ -183,7 +183,7 @@ def resume(folder: str) -> dict[str, float]:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    from nbflow.headless.client import DurableClient
+    from nbflow.headless.execution.client import DurableClient
 
     ready: list[float] = []
     plain = DurableClient.start_new_kernel_client

@@ -24,9 +24,9 @@ _HOMES = {
     "Run": "nbflow.runtime.runs",
     "Skipped": "nbflow.runtime.fanout.map",
     "Split": "nbflow.core.outcomes",
-    "batch": "nbflow.headless.batch",
-    "batch_results": "nbflow.headless.results",
-    "batches": "nbflow.headless.results",
+    "batch": "nbflow.headless.batches.api",
+    "batch_results": "nbflow.headless.batches.results",
+    "batches": "nbflow.headless.batches.results",
     "budget": "nbflow.runtime.budgets",
     "cancel": "nbflow.runtime.waits.cancelling",
     "charge": "nbflow.runtime.budgets",
@@ -118,10 +118,10 @@ if TYPE_CHECKING:
     from nbflow.core.outcomes import Continue as Continue
     from nbflow.core.outcomes import Split as Split
     from nbflow.core.retry import RetryPolicy as RetryPolicy
-    from nbflow.headless.batch import batch as batch
+    from nbflow.headless.batches.api import batch as batch
+    from nbflow.headless.batches.results import batch_results as batch_results
+    from nbflow.headless.batches.results import batches as batches
     from nbflow.headless.execute import execute as execute
-    from nbflow.headless.results import batch_results as batch_results
-    from nbflow.headless.results import batches as batches
     from nbflow.notebook.extension import load_ipython_extension as load_ipython_extension
     from nbflow.notebook.extension import unload_ipython_extension as unload_ipython_extension
     from nbflow.queries import output as output

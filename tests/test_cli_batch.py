@@ -22,8 +22,8 @@ from nbflow.cli.arguments import with_batch
 from nbflow.cli.batch import sorted_out
 from nbflow.cli.batch_view import Lines, LiveTable, drained
 from nbflow.core.model import ErrorInfo
-from nbflow.headless.jobs import Item, Outcome, Plan, Progress
-from nbflow.headless.line import NotebookLine
+from nbflow.headless.batches.jobs import Item, Outcome, Plan, Progress
+from nbflow.headless.batches.line import NotebookLine
 from nbflow.runtime.session import Session
 from nbflow.store.local import open_store
 from tests.headless.kit import code, notebook

@@ -25,8 +25,8 @@ from nbflow.cli.notebooks import _beginning, default_output
 from nbflow.core.errors import UsageError
 from nbflow.core.ids import new_run_id
 from nbflow.core.model import RunOpened
-from nbflow.headless import param_files
 from nbflow.headless.execute import prepare
+from nbflow.headless.parameters import files as param_files
 from nbflow.store.local import open_store
 from tests.headless.kit import (
     EFFECT,

@@ -98,7 +98,7 @@ def parameters_of(
     from papermill.iorw import NoDatesSafeLoader, read_yaml_file
     from yaml import load
 
-    from nbflow.headless.param_files import resolve
+    from nbflow.headless.parameters.files import resolve
 
     found: dict[str, Any] = {}
 

@@ -26,9 +26,9 @@ from nbflow.notebook.amounts import duration
 if TYPE_CHECKING:
     from nbflow.cli.batch_view import Counting
     from nbflow.core.model import RunInfo
-    from nbflow.headless.batch import Batch
-    from nbflow.headless.foresight import Foresight
-    from nbflow.headless.jobs import Item, Outcome
+    from nbflow.headless.batches.api import Batch
+    from nbflow.headless.batches.foresight import Foresight
+    from nbflow.headless.batches.jobs import Item, Outcome
 
 #: Exit code of a batch of which some notebooks failed.
 SOME_FAILED = 9
@@ -162,9 +162,9 @@ def batch(
             )
         if cwd is not None and not cwd.is_dir():
             raise UsageError(f"There is no folder {cwd} to run the notebooks in.")
-        from nbflow.headless.asked import Asked
-        from nbflow.headless.foresight import foresee, warnings_of
-        from nbflow.headless.jobs import Options
+        from nbflow.headless.batches.foresight import foresee, warnings_of
+        from nbflow.headless.batches.jobs import Options
+        from nbflow.headless.batches.request import Asked
 
         options: dict[str, Any] = {
             "kernel": kernel,
@@ -231,7 +231,7 @@ def batches(
 ) -> None:
     """List batches, newest first: how many of their notebooks are completed, failed, left."""
     with desk(store, as_json, debug) as at:
-        from nbflow.headless.results import batches as listed
+        from nbflow.headless.batches.results import batches as listed
 
         found = listed(notebook, state=state, limit=limit, store=at.store)  # type: ignore[arg-type]
         rows: list[dict[str, Any]] = found.to_dict("records")  # type: ignore[assignment]
@@ -265,7 +265,7 @@ def batches(
 
 def print_items(at: Desk, run: str) -> None:
     """Print how far a batch is, and what is not completed of it, for `nbflow show`."""
-    from nbflow.headless.results import batch_results
+    from nbflow.headless.batches.results import batch_results
 
     items = batch_results(run, collect=(), store=at.store)  # type: ignore[arg-type]
     counts = items.state.value_counts().to_dict()
@@ -377,7 +377,7 @@ def conduct(at: Desk, again: list[str], *, quiet: bool, **arguments: Any) -> Non
     `again` are options that the command which resumes it should have as well.
     """
     from nbflow.cli.batch_view import Counting, Lines, LiveTable
-    from nbflow.headless.batch import batch as run_batch
+    from nbflow.headless.batches.api import batch as run_batch
 
     watcher: Counting
     if quiet or at.as_json:

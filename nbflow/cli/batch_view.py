@@ -21,11 +21,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nbflow.headless.runner import Unwatched
+from nbflow.headless.batches.runner import Unwatched
 from nbflow.notebook.amounts import duration
 
 if TYPE_CHECKING:
-    from nbflow.headless.jobs import Item, Outcome, Plan, Progress
+    from nbflow.headless.batches.jobs import Item, Outcome, Plan, Progress
 
 #: Lines of the live table: for notebooks at work, and for the last ones that failed.
 _AT_WORK, _FAILURES = 16, 4
@@ -252,7 +252,7 @@ class Lines(Counting):
 def label(item: Item) -> str:
     """Return an item as people tell it from the others.
 
-    >>> from nbflow.headless.jobs import Item
+    >>> from nbflow.headless.batches.jobs import Item
     >>> label(Item(7, {"year": 2013, "origin": "JFK"}, "0198c200", "out.ipynb"))
     '#7 year=2013 origin=JFK'
     """

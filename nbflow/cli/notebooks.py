@@ -25,8 +25,8 @@ from nbflow.core.errors import KernelDied, NbflowError, UsageError
 from nbflow.notebook.amounts import duration
 
 if TYPE_CHECKING:
-    from nbflow.headless.bookkeeping import Bookkeeper
     from nbflow.headless.execute import Executed, Prepared
+    from nbflow.headless.execution.bookkeeping import Bookkeeper
 
 #: Exit code of a notebook that failed.
 FAILED = 1
@@ -189,8 +189,8 @@ def resume(
     Notebook, parameters, kernel, folder and output are those that it was started with.
     """
     with desk(store, as_json, debug) as at:
-        from nbflow.headless.again import opening_of, prepare_again
-        from nbflow.headless.jobs import BATCH
+        from nbflow.headless.batches.jobs import BATCH
+        from nbflow.headless.relaunch import opening_of, prepare_again
         from nbflow.store.place import locate
 
         info = at.store.run(run)

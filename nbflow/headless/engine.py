@@ -45,7 +45,7 @@ class NbflowEngine(NBClientEngine):  # type: ignore[misc]  # papermill ships no 
         **kwargs: Any,
     ) -> Any:
         """Run the notebook with a bookkeeper that tells the truth; see `papermill.engines.Engine`."""
-        from nbflow.headless.bookkeeping import Bookkeeper
+        from nbflow.headless.execution.bookkeeping import Bookkeeper
 
         books = Bookkeeper(
             nb,
@@ -79,7 +79,7 @@ class NbflowEngine(NBClientEngine):  # type: ignore[misc]  # papermill ships no 
         **kwargs: Any,
     ) -> Any:
         """Run the notebook; see `papermill.engines.Engine`."""
-        from nbflow.headless.conduct import conduct
+        from nbflow.headless.execution.conduct import conduct
 
         return conduct(
             nb_man,

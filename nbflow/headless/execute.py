@@ -31,7 +31,7 @@ from nbflow.headless.identity import (
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-    from nbflow.headless.bookkeeping import Bookkeeper
+    from nbflow.headless.execution.bookkeeping import Bookkeeper
     from nbflow.notebook.plan import Plan
 
 #: Options of papermill's that `execute` has under its own names, or that make no run at all.
@@ -291,7 +291,7 @@ def _sockets(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     Over TCP every user of the machine could listen, and ipykernel says so in each run.
     """
-    from nbflow.headless.scratch import kernel_in, short_temporary_folder
+    from nbflow.headless.workers.scratch import kernel_in, short_temporary_folder
 
     if {"kernel_manager_class", "config"} & options.keys():
         yield {}

@@ -35,10 +35,10 @@ from papermill.iorw import load_notebook_node
 
 from nbflow.core.model import RunInfo, RunOpened
 from nbflow.core.signature import digest, short
-from nbflow.headless.again import opening_of
-from nbflow.headless.bookkeeping import first_failure
 from nbflow.headless.engine import RUN_VARIABLE
+from nbflow.headless.execution.bookkeeping import first_failure
 from nbflow.headless.identity import NEW, Source, Wanted, open_run, store_of
+from nbflow.headless.relaunch import opening_of
 from nbflow.store.local import LocalStore
 
 #: What a workflow's name begins with: the notebook is the scheduler's copy, and no file that anybody opens.

@@ -82,7 +82,9 @@ def execute(source: Any, output: Path | None, *, engine: str | None, **options: 
     if output is not None and output.exists():
         seen.whole = nbformat.read(output, as_version=nbformat.NO_CONVERT)
         seen.written = plain(seen.whole)
-    seen.log = [(name, _steady(line)) for name, line in kept.lines if not _OURS.match(line)]
+    # Where the kernel cuts a stream is a matter of time: a line may come without its end.
+    lines = [(name, _steady(line).rstrip()) for name, line in kept.lines if not _OURS.match(line)]
+    seen.log = [(name, line) for name, line in lines if line]
     counts = re.findall(r"(\d+)/(\d+)", bar.getvalue())
     seen.bar = (int(counts[-1][0]), int(counts[-1][1])) if counts else None
     seen.stdout, seen.stderr = out.getvalue(), err.getvalue()
@@ -128,11 +130,29 @@ def plain(document: NotebookNode) -> Any:
                 output["traceback"] = [_steady(line) for line in output["traceback"]]
             elif output["output_type"] == "stream":
                 output["text"] = _steady(output["text"])
+        if "outputs" in facts:
+            facts["outputs"] = _whole_streams(facts["outputs"])
         cells.append(facts)
     metadata = _data(document.metadata)
     metadata.pop("nbflow", None)
     _settle(metadata.get("papermill", {}))
     return {"cells": cells, "metadata": metadata, "format": (document.nbformat, document.nbformat_minor)}
+
+
+def _whole_streams(outputs: list[Any]) -> list[Any]:
+    """Join what a stream wrote between two other outputs: how stdout and stderr take turns is a matter of time."""
+    whole: list[Any] = []
+    open_: dict[str, Any] = {}
+    for output in outputs:
+        if output["output_type"] != "stream":
+            open_.clear()
+            whole.append(output)
+        elif output["name"] in open_:
+            open_[output["name"]]["text"] += output["text"]
+        else:
+            open_[output["name"]] = output
+            whole.append(output)
+    return whole
 
 
 def without_ids(document: Path) -> Path:

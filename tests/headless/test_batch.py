@@ -10,8 +10,8 @@ import pytest
 
 import nbflow
 from nbflow.core.errors import LeaseHeld, UsageError
-from nbflow.headless.runner import Unwatched
-from nbflow.headless.worker import perform
+from nbflow.headless.batches.runner import Unwatched
+from nbflow.headless.workers.perform import perform
 from nbflow.store.local import LocalStore
 from tests.headless.driving import Place
 from tests.headless.kit import EFFECT, effects, notebook, read, wait_for

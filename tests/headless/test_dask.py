@@ -23,11 +23,11 @@ from distributed import Client, LocalCluster
 from nbflow.core.errors import UsageError, WorkerLost
 from nbflow.core.ids import child_run_id, new_run_id
 from nbflow.core.model import ErrorInfo
-from nbflow.headless import dask as dask_module
-from nbflow.headless import remote
-from nbflow.headless.beacon import Beacon, lit
-from nbflow.headless.dask import DaskWorkers
-from nbflow.headless.jobs import Item, Job, Options, Outcome, Progress, Workers
+from nbflow.headless.batches.jobs import Item, Job, Options, Outcome, Progress, Workers
+from nbflow.headless.workers import dask as dask_module
+from nbflow.headless.workers import remote
+from nbflow.headless.workers.beacon import Beacon, lit
+from nbflow.headless.workers.dask import DaskWorkers
 from nbflow.store.local import LocalStore
 from nbflow.store.place import locate
 from tests.headless.kit import EFFECT, HOLD, code, effects, kill, notebook, read, statuses, wait_for
@@ -151,7 +151,7 @@ def test_a_lock_that_can_be_taken_twice_is_no_lock(tmp_path: Path) -> None:
 def test_the_beacon_of_a_killed_runner_goes_out_and_is_cleared_away(tmp_path: Path) -> None:
     """Killed with SIGKILL, the runner's beacon is out at once, and the next runner leaves none of it."""
     program = (
-        "import sys, time, pathlib, nbflow.headless.beacon as b\n"
+        "import sys, time, pathlib, nbflow.headless.workers.beacon as b\n"
         "with b.lit(pathlib.Path(sys.argv[1])) as lit:\n"
         "    print(lit.folder, lit.word, lit.seal, flush=True); time.sleep(60)"
     )
@@ -408,7 +408,7 @@ def test_a_killed_runner_leaves_nothing_behind_on_the_cluster(
     )
     job = a_job(tmp_path, store, source)
     program = (
-        "import sys, msgspec; from nbflow.headless.dask import DaskWorkers; from nbflow.headless.jobs import Job\n"
+        "import sys, msgspec; from nbflow.headless.workers.dask import DaskWorkers; from nbflow.headless.batches.jobs import Job\n"
         "DaskWorkers(sys.argv[1]).run(msgspec.json.decode(sys.argv[2], type=Job), print)"
     )
     told = msgspec.json.encode(job).decode()

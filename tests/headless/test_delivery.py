@@ -12,8 +12,8 @@ import nbformat
 import pytest
 from papermill.iorw import papermill_io
 
-from nbflow.headless.delivery import deliver, whole_files
-from nbflow.headless.jobs import Item
+from nbflow.headless.batches.jobs import Item
+from nbflow.headless.workers.delivery import deliver, whole_files
 from tests.headless.kit import notebook, read
 
 #: Dies by SIGKILL when half of the file is written.
@@ -21,7 +21,7 @@ _HALF = """
 import os, sys
 from pathlib import Path
 from papermill import iorw
-from nbflow.headless.delivery import whole_files
+from nbflow.headless.workers.delivery import whole_files
 
 def half(path, mode, encoding):
     file = open(path, mode, encoding=encoding)

@@ -13,8 +13,8 @@ import pytest
 from nbclient.exceptions import DeadKernelError
 
 from nbflow.core.errors import CorruptRecord, LeaseHeld, NotAStore
-from nbflow.headless import conduct
-from nbflow.headless.client import DeadKernel, DurableClient
+from nbflow.headless.execution import conduct
+from nbflow.headless.execution.client import DeadKernel, DurableClient
 from nbflow.runtime.session import Session
 from nbflow.store.local import LocalStore
 from tests.headless.kit import (

@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nbflow.core.errors import UsageError
-from nbflow.headless.param_files import READERS, resolve
-from nbflow.headless.params import grid_rows, read_rows, rows_from, rows_of
+from nbflow.headless.parameters.files import READERS, resolve
+from nbflow.headless.parameters.sources import grid_rows, read_rows, rows_from, rows_of
 
 FILES = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

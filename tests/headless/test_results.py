@@ -17,10 +17,10 @@ from nbflow.core.errors import UnknownRun, UsageError
 from nbflow.core.ids import child_run_id, new_run_id
 from nbflow.core.model import Message, RunOpened
 from nbflow.core.states import RunState
-from nbflow.headless.jobs import Item, Options, Plan
-from nbflow.headless.params import rows_of
-from nbflow.headless.plan import make_plan
-from nbflow.headless.results import batch_results, batches, find_batch
+from nbflow.headless.batches.jobs import Item, Options, Plan
+from nbflow.headless.batches.plan import make_plan
+from nbflow.headless.batches.results import batch_results, batches, find_batch
+from nbflow.headless.parameters.sources import rows_of
 from nbflow.runtime.children.results import record_result
 from nbflow.runtime.session import Session, StepResult, StepSpec
 from nbflow.store.local import LocalStore

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nbflow.headless.scratch import make_scratch, remove_scratch
+from nbflow.headless.workers.scratch import make_scratch, remove_scratch
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners there")
 

@@ -21,11 +21,11 @@ import pytest
 
 from nbflow.core.errors import UsageError, WorkerLost
 from nbflow.core.ids import child_run_id, new_run_id
-from nbflow.headless import forkserver
-from nbflow.headless.jobs import Item, Job, Options, Outcome, Progress
-from nbflow.headless.scratch import CONNECTION
-from nbflow.headless.worker import require_limits
-from nbflow.headless.workers import LocalWorkers
+from nbflow.headless.batches.jobs import Item, Job, Options, Outcome, Progress
+from nbflow.headless.workers import forkserver
+from nbflow.headless.workers.local import LocalWorkers
+from nbflow.headless.workers.perform import require_limits
+from nbflow.headless.workers.scratch import CONNECTION
 from nbflow.notebook import unattended
 from nbflow.notebook.messages import PROTOCOL
 from nbflow.runtime.children.results import result_of
@@ -308,7 +308,7 @@ def test_a_killed_fork_server_is_replaced_and_its_workers_work_on(bench: Bench) 
         with Held(workers, bench) as held:
             server = held.worker.parent()
             assert server is not None
-            assert "nbflow.headless.forkserver" in " ".join(server.cmdline())
+            assert "nbflow.headless.workers.forkserver" in " ".join(server.cmdline())
             names = [path.read_text().strip() for path in Path(f"/proc/{server.pid}/task").glob("*/comm")]
             assert len(set(names) - {"jemalloc_bg_thd"}) == 1, names
             assert len(names) <= 2, "who forks must have one thread, besides the one of Arrow's allocator"
@@ -326,7 +326,7 @@ def test_where_forking_is_not_safe_a_worker_is_an_interpreter_of_its_own(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS: the same promises, with a slower start."""
-    monkeypatch.setattr("nbflow.headless.workers.FORKS", False)
+    monkeypatch.setattr("nbflow.headless.workers.local.FORKS", False)
     with LocalWorkers(1) as workers:
         with Held(workers, bench) as held:
             assert os.getsid(held.worker.pid) == held.worker.pid

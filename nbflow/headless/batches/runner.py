@@ -37,9 +37,9 @@ from nbflow.core.history import History
 from nbflow.core.model import ErrorInfo
 from nbflow.core.signature import digest
 from nbflow.core.states import RunState
-from nbflow.headless.delivery import deliver
-from nbflow.headless.jobs import AGAIN, Item, Job, Outcome, Plan, Progress, Watcher, Workers
-from nbflow.headless.scratch import remove_left_over, scratch_of
+from nbflow.headless.batches.jobs import AGAIN, Item, Job, Outcome, Plan, Progress, Watcher, Workers
+from nbflow.headless.workers.delivery import deliver
+from nbflow.headless.workers.scratch import remove_left_over, scratch_of
 from nbflow.runtime.budgets import CHARGED, RUN, history_spent
 from nbflow.runtime.session import Session, StepResult, StepSpec
 from nbflow.values.failures import encode_error

@@ -25,9 +25,9 @@ import msgspec
 from blake3 import blake3
 
 from nbflow.core.errors import LeaseHeld, WorkerLost
-from nbflow.headless.beacon import Beacon
-from nbflow.headless.jobs import Job, Outcome, Progress
-from nbflow.headless.workers import LocalWorkers
+from nbflow.headless.batches.jobs import Job, Outcome, Progress
+from nbflow.headless.workers.beacon import Beacon
+from nbflow.headless.workers.local import LocalWorkers
 
 #: How often a Dask worker looks whether the runner is alive: a lock on a file server is not free (seconds).
 _RUNNER = 2.0

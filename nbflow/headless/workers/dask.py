@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from nbflow.core.errors import UsageError, WorkerLost
-from nbflow.headless import remote
-from nbflow.headless.beacon import Beacon, lit
-from nbflow.headless.jobs import Job, Outcome, Progress, Told
-from nbflow.headless.workers import processors
+from nbflow.headless.batches.jobs import Job, Outcome, Progress, Told
+from nbflow.headless.workers import remote
+from nbflow.headless.workers.beacon import Beacon, lit
+from nbflow.headless.workers.local import processors
 
 if TYPE_CHECKING:
     from distributed import Client

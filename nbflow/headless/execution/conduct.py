@@ -27,9 +27,9 @@ from papermill.utils import merge_kwargs, remove_args
 from nbflow.core.errors import LeaseHeld, LeaseLost, NbflowError, RunCancelled, RunFinished, UsageError
 from nbflow.core.model import ErrorInfo, RunChanged, RunInfo, RunOpened
 from nbflow.core.states import FINAL_RUN_STATES, RunState
-from nbflow.headless.bookkeeping import Bookkeeper, first_failure
-from nbflow.headless.client import DurableClient
 from nbflow.headless.engine import RUN_VARIABLE
+from nbflow.headless.execution.bookkeeping import Bookkeeper, first_failure
+from nbflow.headless.execution.client import DurableClient
 from nbflow.headless.identity import (
     Source,
     Wanted,

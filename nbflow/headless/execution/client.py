@@ -21,7 +21,7 @@ from papermill.clientwrap import PapermillNotebookClient
 
 from nbflow.core import errors
 from nbflow.core.errors import KernelDied, NbflowError
-from nbflow.headless.bookkeeping import Bookkeeper
+from nbflow.headless.execution.bookkeeping import Bookkeeper
 from nbflow.notebook.messages import REPORT, is_notice
 
 #: Seconds that nbflow in the kernel may take to answer: it opens a run, or ends it.

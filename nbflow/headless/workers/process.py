@@ -19,9 +19,9 @@ from typing import NoReturn
 
 import msgspec
 
-from nbflow.headless.jobs import Job, Outcome, Progress
-from nbflow.headless.scratch import end_descendants, remove_scratch
-from nbflow.headless.worker import execute, failed, surroundings
+from nbflow.headless.batches.jobs import Job, Outcome, Progress
+from nbflow.headless.workers.perform import execute, failed, surroundings
+from nbflow.headless.workers.scratch import end_descendants, remove_scratch
 
 #: Where a worker and its kernel write what they have to say, in the scratch folder.
 LOG = "log"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nbflow.core.errors import UsageError
-from nbflow.headless.param_files import Grid, read_file, resolve, rows_of_arrow, rows_of_columns
-from nbflow.headless.rows import Place, Row, check_names, plain, row_of
+from nbflow.headless.parameters.files import Grid, read_file, resolve, rows_of_arrow, rows_of_columns
+from nbflow.headless.parameters.rows import Place, Row, check_names, plain, row_of
 
 __all__ = ["Row", "grid_rows", "read_rows", "rows_from", "rows_of"]
 

@@ -19,10 +19,10 @@ from nbflow.core.errors import UsageError
 from nbflow.core.history import Execution, History
 from nbflow.core.ids import child_run_id
 from nbflow.core.states import RunState, StepState
+from nbflow.headless.batches.jobs import Item, Options, Plan
+from nbflow.headless.batches.outputs import Template, existing_problems
 from nbflow.headless.identity import identity_params
-from nbflow.headless.jobs import Item, Options, Plan
-from nbflow.headless.outputs import Template, existing_problems
-from nbflow.headless.rows import Row
+from nbflow.headless.parameters.rows import Row
 from nbflow.store.local import LocalStore
 
 __all__ = [

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from nbflow.core.errors import UnknownRun, UsageError
 from nbflow.core.ids import new_run_id
-from nbflow.headless.asked import Asked, find, recorded_plan
+from nbflow.headless.batches.jobs import BATCH, Plan
+from nbflow.headless.batches.plan import Standing, standing, unknown_parameters
+from nbflow.headless.batches.request import Asked, find, recorded_plan
 from nbflow.headless.identity import Source, place_of
-from nbflow.headless.jobs import BATCH, Plan
-from nbflow.headless.plan import Standing, standing, unknown_parameters
 from nbflow.store.local import LocalStore
 from nbflow.store.place import is_store
 

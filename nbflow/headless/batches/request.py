@@ -12,10 +12,10 @@ from typing import Any
 from nbflow.core.errors import LeaseHeld, UsageError
 from nbflow.core.model import RunInfo, RunOpened
 from nbflow.core.signature import digest, short
+from nbflow.headless.batches.jobs import BATCH, Options, Plan
+from nbflow.headless.batches.plan import make_plan
 from nbflow.headless.identity import Source, identity_params, place_of, workflow_of
-from nbflow.headless.jobs import BATCH, Options, Plan
-from nbflow.headless.params import Row, rows_of
-from nbflow.headless.plan import make_plan
+from nbflow.headless.parameters.sources import Row, rows_of
 from nbflow.runtime.attributes import tag_texts
 from nbflow.runtime.session import Session
 from nbflow.store.local import LocalStore
@@ -99,7 +99,7 @@ def find(store: LocalStore, asked: Asked, resume: bool | str) -> RunInfo | None:
         UnknownRun, UsageError: there is no such batch.
     """
     if isinstance(resume, str):
-        from nbflow.headless.results import find_batch
+        from nbflow.headless.batches.results import find_batch
 
         info = store.run(find_batch(store, resume))  # of a prefix: the batch, not one of its notebooks
         if asked.notebook is not None and info.workflow != asked.workflow(store):

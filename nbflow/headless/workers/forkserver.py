@@ -42,7 +42,7 @@ def main(control: int) -> None:
 
 def _load() -> None:
     """Load what every worker needs, and no thread with it."""
-    from nbflow.headless.worker import THREADS
+    from nbflow.headless.workers.perform import THREADS
 
     # BLAS starts its threads when NumPy is loaded, which papermill does.
     os.environ.update(dict.fromkeys(THREADS, "1"))
@@ -55,8 +55,8 @@ def _load() -> None:
     import psutil  # noqa: F401
     import zmq.asyncio  # noqa: F401
 
-    import nbflow.headless.conduct
-    import nbflow.headless.process  # noqa: F401
+    import nbflow.headless.execution.conduct
+    import nbflow.headless.workers.process  # noqa: F401
 
     # The first check of a notebook compiles the schema.
     nbformat.validate(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("")]))
@@ -113,7 +113,7 @@ def _fork(connection: int, others: list[int], close: Callable[[], None]) -> int:
 
 
 def _attend(connection: int) -> NoReturn:
-    from nbflow.headless.process import attend
+    from nbflow.headless.workers.process import attend
 
     attend(connection)
 

@@ -21,10 +21,10 @@ import msgspec
 
 from nbflow.core.errors import KernelDied, RunCancelled, UsageError
 from nbflow.core.model import ErrorInfo, RunOpened
-from nbflow.headless.delivery import keep, make_folder, whole_files
+from nbflow.headless.batches.jobs import Job, Outcome, Progress, Told
 from nbflow.headless.identity import verbatim
-from nbflow.headless.jobs import Job, Outcome, Progress, Told
-from nbflow.headless.scratch import kernel_in, make_scratch, remove_scratch
+from nbflow.headless.workers.delivery import keep, make_folder, whole_files
+from nbflow.headless.workers.scratch import kernel_in, make_scratch, remove_scratch
 from nbflow.values.failures import encode_error
 
 #: What numeric libraries ask for the number of their threads.

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from nbflow.core.errors import UsageError
-from nbflow.headless.jobs import Item
-from nbflow.headless.rows import Row
+from nbflow.headless.batches.jobs import Item
+from nbflow.headless.parameters.rows import Row
 
 #: What a template can name beside parameters.
 FIELDS = ("run_id", "batch_id", "index")

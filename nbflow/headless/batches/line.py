@@ -6,11 +6,11 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from nbflow.headless.runner import Unwatched
+from nbflow.headless.batches.runner import Unwatched
 from nbflow.notebook import messages
 
 if TYPE_CHECKING:
-    from nbflow.headless.jobs import Item, Outcome, Plan
+    from nbflow.headless.batches.jobs import Item, Outcome, Plan
 
 #: Seconds between two changes of the line.
 _PACE = 0.5

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nbflow.headless.jobs import Item, Job
+from nbflow.headless.batches.jobs import Item, Job
 from nbflow.store.place import CHILDREN
 
 #: The end of a file's name that is still being written.

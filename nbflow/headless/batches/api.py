@@ -20,12 +20,12 @@ from nbflow.core.errors import UsageError
 from nbflow.core.ids import new_run_id
 from nbflow.core.model import RunInfo
 from nbflow.core.states import RunState
-from nbflow.headless.asked import Asked, attached, find, recorded_plan, store_for
-from nbflow.headless.jobs import Options, Plan, Watcher, Workers
-from nbflow.headless.line import line_of_this_notebook
-from nbflow.headless.runner import Runner, State, Tally
-from nbflow.headless.worker import require_limits
-from nbflow.headless.workers import LocalWorkers, processors
+from nbflow.headless.batches.jobs import Options, Plan, Watcher, Workers
+from nbflow.headless.batches.line import line_of_this_notebook
+from nbflow.headless.batches.request import Asked, attached, find, recorded_plan, store_for
+from nbflow.headless.batches.runner import Runner, State, Tally
+from nbflow.headless.workers.local import LocalWorkers, processors
+from nbflow.headless.workers.perform import require_limits
 from nbflow.store.local import LocalStore
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Batch:
 
     def results(self, collect: str | Sequence[str] | None = None) -> pd.DataFrame:
         """Return one row for each notebook: parameters, state, and variables; see `nbflow.batch_results`."""
-        from nbflow.headless.results import batch_results
+        from nbflow.headless.batches.results import batch_results
 
         return batch_results(self.id, collect=collect, store=self.store)
 
@@ -217,7 +217,7 @@ def _others(
     """
     if not isinstance(executor, str):
         return executor
-    from nbflow.headless.dask import DaskWorkers
+    from nbflow.headless.workers.dask import DaskWorkers
 
     found = DaskWorkers(scheduler, workers=workers, store=store.root, notebook=plan.notebook)
     ends.callback(found.close)

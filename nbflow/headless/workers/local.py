@@ -25,10 +25,10 @@ from typing import Self
 import msgspec
 
 from nbflow.core.errors import NbflowError, UsageError, WorkerLost
-from nbflow.headless.forkserver import NUMBER
-from nbflow.headless.jobs import Job, Outcome, Progress, Told
-from nbflow.headless.process import OUTCOME, tail
-from nbflow.headless.scratch import alive, end_orphans, remove_scratch
+from nbflow.headless.batches.jobs import Job, Outcome, Progress, Told
+from nbflow.headless.workers.forkserver import NUMBER
+from nbflow.headless.workers.process import OUTCOME, tail
+from nbflow.headless.workers.scratch import alive, end_orphans, remove_scratch
 
 #: Seconds that a worker has to end by itself once nobody listens to it any more.
 GRACE = 5.0
@@ -150,7 +150,7 @@ class LocalWorkers:
                     self._server = None
         raise NbflowError(
             "No worker process can be started: the process that starts them ends at once.",
-            hint=f'`{sys.executable} -c "import papermill, nbflow.headless.conduct"` may say why.',
+            hint=f'`{sys.executable} -c "import papermill, nbflow.headless.execution.conduct"` may say why.',
         )
 
     def stop(self) -> None:
@@ -223,7 +223,7 @@ class _Server:
         self._control, its = socket.socketpair()
         with its:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nbflow.headless.forkserver", str(its.fileno())],
+                [sys.executable, "-m", "nbflow.headless.workers.forkserver", str(its.fileno())],
                 pass_fds=[its.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -328,7 +328,7 @@ class _ChildEnd:
 
 def _spawned(ours: socket.socket, its: socket.socket) -> _Worker:
     process = subprocess.Popen(
-        [sys.executable, "-m", "nbflow.headless.process", str(its.fileno())],
+        [sys.executable, "-m", "nbflow.headless.workers.process", str(its.fileno())],
         pass_fds=[its.fileno()],
         stdin=subprocess.DEVNULL,
         start_new_session=True,

@@ -18,8 +18,8 @@ from nbflow.core.errors import NbflowError, StoreReadOnly, UnknownRun, UsageErro
 from nbflow.core.history import Execution, History
 from nbflow.core.model import RunInfo, RunOpened, decode_entry
 from nbflow.core.states import FINAL_RUN_STATES, RunState, StepState
-from nbflow.headless.jobs import AGAIN, BATCH, Item, Plan
-from nbflow.headless.recorded import ITEMS, recorded_values
+from nbflow.headless.batches.jobs import AGAIN, BATCH, Item, Plan
+from nbflow.headless.batches.recorded import ITEMS, recorded_values
 from nbflow.runtime import active
 from nbflow.store.listing import matches_name
 from nbflow.store.local import LocalStore, process_store

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbflow.core.errors import UsageError
-from nbflow.headless.rows import Place, Row, check_names, is_missing, plain, row_of
+from nbflow.headless.parameters.rows import Place, Row, check_names, is_missing, plain, row_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,0 +1,1 @@
+"""Many executions of one notebook: the plan, the runner, and what came of it."""

@@ -1,0 +1,1 @@
+"""Parameters in: files, axes and Python objects become rows, and bad ones a sentence with its place."""

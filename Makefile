@@ -20,6 +20,8 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 PIP := -m pip install --quiet
 # What the lowest supported versions can break: everything that touches duckdb, pandas, pyarrow and the kernel.
 LOWEST_TESTS ?= tests/values tests/store tests/runtime tests/notebook/test_kernel.py tests/test_cli.py tests/test_cli_store.py
+# … and papermill, nbclient and IPython.
+LOWEST_TESTS += tests/headless/test_engine.py tests/headless/test_same.py tests/headless/test_equal.py tests/headless/test_batch.py tests/test_cli_batch.py
 
 # pyarrow before 24 cannot slice string_view arrays to bytes: they are refused there with CannotStore.
 LOWEST_TESTS += --deselect 'tests/values/test_codec_arrays.py::test_arrow_data_comes_back[view]'

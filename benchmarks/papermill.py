@@ -34,6 +34,8 @@ ENGINES = ("nbflow", "")
 
 #: How often a measurement is begun anew in which a plain kernel found its port taken by another one.
 TRIES = 3
+#: What papermill says then.
+NO_KERNEL = ("Kernel didn't respond", "Kernel died before replying")
 
 
 def pace() -> float:
@@ -136,7 +138,7 @@ def _tried(measure: Any) -> Any:
         try:
             return measure()
         except ChildFailed as error:
-            if last or "Kernel didn't respond" not in str(error):
+            if last or not any(said in str(error) for said in NO_KERNEL):
                 raise
     raise AssertionError("the last try returns or raises")
 

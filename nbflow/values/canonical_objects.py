@@ -24,6 +24,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nbflow.values.failures import has_frames_pickled
+
 if TYPE_CHECKING:
     from nbflow.values.canonical import Walk
 
@@ -208,7 +210,7 @@ def _path(_walk: Walk, value: pathlib.PurePath) -> tuple[Parts, bool]:
 
 def _reduced(walk: Walk, value: Any) -> tuple[Parts, bool]:
     kind = type(value)
-    reducer = copyreg.dispatch_table.get(kind)
+    reducer = None if has_frames_pickled(kind) else copyreg.dispatch_table.get(kind)
     reduced = value.__reduce_ex__(4) if reducer is None else reducer(value)
     if isinstance(reduced, str):
         return ("global", f"{getattr(value, '__module__', kind.__module__)}:{reduced}"), True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import traceback
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ def encode_error(error: BaseException) -> ErrorInfo:
         traceback=_cut(_traceback(error), TRACEBACK_LIMIT),
         pickled=_pickle(error),
     )
+
+
+def has_frames_pickled(cls: type) -> bool:
+    """Tell whether somebody has the exceptions of this class pickled with their tracebacks.
+
+    tblib does, and Dask loads it. A traceback holds frames, which cannot be rebuilt
+    in another process, and makes two equal exceptions differ; its text is recorded instead.
+    """
+    registered = copyreg.dispatch_table.get(cls)
+    return registered is not None and str(getattr(registered, "__module__", "")).startswith("tblib")
 
 
 def decode_error(info: ErrorInfo) -> BaseException:

@@ -29,6 +29,7 @@ from nbflow.core.errors import CannotRestore
 from nbflow.core.loaded import loaded
 from nbflow.core.model import LeafRef
 from nbflow.values import arrays, identity, links, refusals
+from nbflow.values.failures import has_frames_pickled
 from nbflow.values.leaf import LEAF_MINIMUM, Digests, Fetch, Leaf
 from nbflow.values.memory import Memory, View, hash_parts
 
@@ -169,6 +170,8 @@ class EnvelopePickler(cloudpickle.Pickler):  # type: ignore[misc]
         refusal = refusals.refusal(cls)
         if refusal is not None:
             return refusal
+        if issubclass(cls, BaseException):
+            return _reduce_exception
         if cls is frames.Owned:
             return lambda owned: frames.reduce_owned(self, owned)
         numpy = loaded("numpy")
@@ -277,6 +280,13 @@ class EnvelopePickler(cloudpickle.Pickler):  # type: ignore[misc]
             return None
         leaf = self.leaves[place]
         return leaf.digest if leaf.size == self.memory.bytes_of(view) else None
+
+
+def _reduce_exception(error: BaseException) -> Any:
+    """Reduce an exception as its class says, whatever is registered for its traceback."""
+    if not has_frames_pickled(type(error)):
+        return _NOT_REDUCED
+    return error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
 
 
 def _default(_: Any) -> Any:

@@ -545,3 +545,22 @@ found = load(sys.argv[1])
 print(found["array"].nbytes > 2**31, int(found["array"][-1]), len(found["big"]), found["big"] == big)
 """
     assert run(script, tmp_path) == f"True 279999999 {2**31 + 5} True"
+
+
+def test_exceptions_come_back_where_tblib_wants_their_tracebacks() -> None:
+    """Importing Dask has every exception pickled with its frames; what is recorded is the exception alone."""
+    code = (
+        "import tblib.pickling_support as t; t.install()\n"
+        "from nbflow.values.failures import decode_error, encode_error\n"
+        "from nbflow.values.codec import decode, encode\n"
+        "def raised():\n"
+        "    try:\n"
+        "        raise KeyError('day')\n"
+        "    except KeyError as error:\n"
+        "        return error\n"
+        "print(repr(decode_error(encode_error(raised()))))\n"
+        "kept = encode({'e': raised()})\n"
+        "print(repr(decode(kept.checkpoint(()), None)['e']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["KeyError('day')"] * 2, done.stderr

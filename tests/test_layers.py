@@ -20,6 +20,7 @@ LAYERS = [
     "runtime",
     "queries",
     "notebook",
+    "board",
     "widgets",
     "headless",
     "server",

@@ -29,11 +29,14 @@
     │   ├── CompensationFailed   a rollback could not undo everything
     │   ├── BudgetExceeded       the budget is spent; the step was not started
     │   ├── ChildFailed          a child run failed or was cancelled
+    │   ├── GateDecided          a decision was taken already, or came too late; shows the first
     │   ├── KernelDied           the kernel of a notebook that runs unattended died or does not answer
     │   └── WorkerLost           the process that ran a notebook of a batch is gone
     ├── StepError
     │   ├── StepTimeout          an attempt took longer than its timeout
     │   ├── WaitTimeout          no signal came in time
+    │   │   └── GateTimedOut     nobody decided in time
+    │   ├── GateRejected         somebody said no; carries the decision
     │   ├── JoinFailed           too few branches of a split succeeded
     │   ├── ItemsFailed          items of a map failed
     │   ├── CircuitOpen          the circuit breaker refuses calls
@@ -45,6 +48,9 @@
     │   ├── UnknownState         a state label that the machine does not have
     │   └── InvalidOutcome       a task returned what its kind does not allow
     └── UsageError               an option or argument that makes no sense
+
+`GatePending` stands beside the tree: it is no error but the way in which a run
+stops at a gate, so that `except Exception` does not take it for one.
 
 An error says what happened, to which run and step, and what to do next. The
 facts are attributes as well (`error.run`, `error.step`, `error.seq`), so
@@ -230,6 +236,12 @@ class ChildFailed(RunError):
     state: str = ""
 
 
+class GateDecided(RunError):
+    """A gate takes no decision any more; `decision` is the one it has (None where it timed out)."""
+
+    decision: Any = None
+
+
 class KernelDied(RunError):
     """The kernel of a notebook that runs unattended died or does not answer; `cell` counts from 0."""
 
@@ -254,6 +266,17 @@ class WaitTimeout(StepTimeout):
     """No signal of this `name` came in time."""
 
     name: str = ""
+
+
+class GateTimedOut(WaitTimeout):
+    """Nobody decided about the gate `name` in time."""
+
+
+class GateRejected(StepError):
+    """A gate was rejected; `decision` says by whom and why (`nbflow.core.gates.Decision`)."""
+
+    name: str = ""
+    decision: Any = None
 
 
 class JoinFailed(StepError):
@@ -313,3 +336,23 @@ class InvalidOutcome(MachineError):
 
 class UsageError(NbflowError, ValueError):
     """An option or argument that makes no sense; nothing was run."""
+
+
+class GatePending(BaseException):
+    """A run stops here until somebody decides: `run`, `step` and `name` say which gate waits.
+
+    Like an interrupt it is no `Exception`: nothing is retried, undone or failed
+    because of it, and the run can be carried on.
+    """
+
+    def __init__(self, message: str, *, run: str, step: str, name: str, hint: str | None = None) -> None:
+        self.message, self.run, self.step, self.name, self.hint = message, run, step, name, hint
+        super().__init__(message if hint is None else f"{message} {hint}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = {"run": self.run, "step": self.step, "name": self.name, "hint": self.hint}
+        return _rebuild_pending, (self.message, facts)
+
+
+def _rebuild_pending(message: str, facts: dict[str, Any]) -> GatePending:
+    return GatePending(message, **facts)

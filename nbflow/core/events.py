@@ -30,10 +30,7 @@ from nbflow.core.model import (
     Struct,
     execution_of,
 )
-from nbflow.core.states import CANCEL, WAITING_KINDS, RunState, StepState
-
-#: The topic of an inbox message with a person's answer to a gate.
-DECISION = "decision"
+from nbflow.core.states import CANCEL, DECISION, WAITING_KINDS, RunState, StepState
 
 #: Every callback that an observer may have, with what it is told.
 CALLBACKS: dict[str, str] = {

@@ -36,6 +36,7 @@ from nbflow.core.states import (
     CANCEL,
     COMPENSATE,
     COMPENSATION,
+    DECISION,
     FINAL_RUN_STATES,
     FINAL_STEP_STATES,
     WAITING_KINDS,
@@ -106,6 +107,8 @@ class History:
     taken: set[str] = field(default_factory=set)
     #: Why the run is to be cancelled, from the first cancel message that was taken; None where nobody asked.
     cancelling: str | None = None
+    #: The first decision about each opening of a gate that was taken.
+    decisions: dict[str, MessageTaken] = field(default_factory=dict)
     mailbox: Mailbox = field(default_factory=Mailbox)
     ledger: Ledger = field(default_factory=Ledger)
     #: Whether any step can be undone, or a rollback was begun.
@@ -184,6 +187,8 @@ class History:
             self.taken.add(record.message)
             if record.topic == CANCEL and self.cancelling is None:
                 self.cancelling = str(record.payload.get("reason", ""))
+            elif record.topic == DECISION:
+                self.decisions.setdefault(str(record.payload.get("opening")), record)
             else:
                 self.mailbox.add(entry)
         elif isinstance(record, RunPublished):

@@ -49,6 +49,9 @@ class CancelReason(StrEnum):
 #: The topic of an inbox message that asks for the run to be cancelled; its payload holds `reason` and `note`.
 CANCEL = "cancel"
 
+#: The topic of an inbox message with a person's answer to a gate.
+DECISION = "decision"
+
 #: Detail key of a step that can be undone: the name under which its compensator is found again.
 COMPENSATE = "compensate"
 

@@ -16,7 +16,7 @@ import msgspec
 
 from nbflow.core.errors import NbflowError, StoreBusy, UnknownRun
 from nbflow.core.history import History
-from nbflow.core.model import RunInfo, RunOpened
+from nbflow.core.model import Entry, Message, RunInfo, RunOpened
 from nbflow.store.folder import START, Position, RunFolder, list_folders
 from nbflow.store.framing import first_entry
 from nbflow.store.listing import CORRUPT, FINISHED, same_params
@@ -105,6 +105,48 @@ class LiveRuns:
                 known.history.add(frame.entry)
             known.position = position
             return known.history
+
+    def tail(self, run: str, position: Position) -> tuple[list[Entry], list[Message], Position]:
+        """Return what is behind `position`, the messages that no entry names yet, and the new position.
+
+        Raises:
+            UnknownRun, CorruptRecord, Untrusted, StoreTooNew, StoreBusy.
+        """
+        folder = self.folder(run)
+        waiting = folder.inbox.messages()  # the inbox first: what is taken out of it is in the journal before
+        frames, after = folder.tail(position)
+        if waiting:
+            taken = self.history(run).taken
+            waiting = [message for message in waiting if message.id not in taken]
+        return [frame.entry for frame in frames], waiting, after
+
+    def changes(self, seen: dict[str, Any] | None) -> tuple[frozenset[str], dict[str, Any]]:
+        """Return the runs that changed since an earlier look, and a mark of each as it is now."""
+        before = seen or {}
+        now = {run: self._mark(run, before.get(run)) for run in self.names()}
+        changed = {run for run, mark in now.items() if before.get(run) != mark}
+        return frozenset(changed | (before.keys() - now.keys())), now
+
+    def _mark(self, run: str, before: Any) -> Any:
+        """Return what is another one when the run's journal or inbox was written to."""
+        try:
+            word = (self.root / run / "inbox").stat().st_mtime_ns
+        except OSError:
+            word = 0  # nobody ever sent anything
+        if before == (CORRUPT, word):  # what is damaged does not heal by itself
+            return before
+        known = self._known.get(run)
+        if known is None or self.folder(run).grew(known.position):
+            try:
+                self.history(run)
+            except UnknownRun:
+                return None  # removed meanwhile; the next look tells
+            except StoreBusy:
+                return before
+            except NbflowError:
+                return (CORRUPT, word)
+            known = self._known.get(run)
+        return (known.position if known is not None else None, word)
 
     def _damaged(self, folder: RunFolder, error: NbflowError) -> RunInfo:
         history = History.of(frame.entry for frame in sound_prefix(folder.path, folder.key))

@@ -32,8 +32,10 @@ from nbflow.core.model import (
     StepInfo,
 )
 from nbflow.store import listing, place
+from nbflow.store.admission import refusal
 from nbflow.store.background import Background
 from nbflow.store.database import USER_WAIT, Database
+from nbflow.store.folder import START
 from nbflow.store.ingest import Ingest
 from nbflow.store.live import LiveRuns
 from nbflow.store.log import FileRunLog
@@ -271,7 +273,7 @@ class LocalStore:
         folder = self.live.folder(run)
         if not folder.exists():
             self._refuse_finished(run)
-        folder.send(message)
+        folder.send(message, refusal(message))
 
     def note_finished(self, run: str) -> None:
         """Take note that a run held here ended, so that its outputs are compacted soon."""
@@ -307,6 +309,19 @@ class LocalStore:
                     f"The store {self.root} has no run {run}.", run=run, hint="`nbflow runs` lists them."
                 ) from error
             return found
+
+    def tail(self, run: str, position: Any = None) -> tuple[list[Entry], list[Message], Any]:
+        """See `Store`."""
+        before = position or START
+        try:
+            return self.live.tail(run, before)
+        except UnknownRun:
+            entries = self.entries(run)[before.seq :]
+            return entries, [], before._replace(seq=before.seq + len(entries))
+
+    def changes(self, seen: Any = None) -> tuple[frozenset[str], Any]:
+        """See `Store`."""
+        return self.live.changes(seen)
 
     def leaf(self, run: str, ref: LeafRef) -> memoryview:
         """See `Store`."""

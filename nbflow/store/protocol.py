@@ -185,6 +185,25 @@ class Store(Protocol):
         """
         ...
 
+    def tail(self, run: str, position: Any = None) -> tuple[list[Entry], list[Message], Any]:
+        """Return the run's entries behind an earlier look, its waiting messages, and the new position.
+
+        Without `position` all entries. A position is opaque, of one run, and stays valid when
+        the run is finished and its folder goes away. Messages are those that no entry names yet.
+
+        Raises:
+            UnknownRun, CorruptRecord.
+        """
+        ...
+
+    def changes(self, seen: Any = None) -> tuple[frozenset[str], Any]:
+        """Return the unfinished runs that changed since an earlier look, and what to give to the next look.
+
+        Without `seen` all runs that are not finished. One that was finished or deleted meanwhile is told
+        once. Costs a few system calls a run, never the database: for who looks several times a second.
+        """
+        ...
+
     def leaf(self, run: str, ref: LeafRef) -> memoryview:
         """Return a leaf's bytes without holding the lease, from the run's folder or the database.
 
@@ -196,8 +215,12 @@ class Store(Protocol):
     def send(self, run: str, message: Message) -> None:
         """Put a message into the run's inbox, durably; the owner records it.
 
+        A decision about a gate is admitted (`core.gates.admit`) under the lock that
+        orders all senders and the owner, so that of two decisions the first one wins.
+
         Raises:
             UnknownRun, RunFinished.
+            GateDecided, UnknownStep, UsageError: the decision was refused, nothing was sent.
         """
         ...
 

@@ -33,6 +33,7 @@ from nbflow.core.model import (
     StepInfo,
 )
 from nbflow.core.states import FINAL_RUN_STATES
+from nbflow.store.admission import refusal
 from nbflow.store.listing import same_params
 from nbflow.store.protocol import Durability, Finding, Retention, RunLog, RunQuery
 from nbflow.store.system_clock import SystemClock
@@ -203,8 +204,34 @@ class MemoryStore:
         memory = self._find(run)
         if memory.history().state in FINAL_RUN_STATES:
             raise RunFinished(f"Run {run} is over.", run=run)
-        if all(waiting.id != message.id for waiting in memory.inbox):  # sent again to be sure
+        check = refusal(message)
+        with self.lock:
+            if any(waiting.id == message.id for waiting in memory.inbox):
+                return  # sent again to be sure
+            if check is not None:
+                check(list(memory.entries), self._waiting(memory))
             memory.inbox.append(message)
+
+    def _waiting(self, memory: _MemoryRun) -> list[Message]:
+        taken = memory.history().taken
+        return [message for message in memory.inbox if message.id not in taken]
+
+    def tail(self, run: str, position: Any = None) -> tuple[list[Entry], list[Message], Any]:
+        memory = self._find(run)
+        with self.lock:
+            entries = list(memory.entries[position or 0 :])
+            return entries, self._waiting(memory), len(memory.entries)
+
+    def changes(self, seen: Any = None) -> tuple[frozenset[str], Any]:
+        with self.lock:
+            now = {
+                name: (len(memory.entries), len(memory.inbox))
+                for name, memory in self.memory.items()
+                if memory.history().state not in FINAL_RUN_STATES
+            }
+        before = seen or {}
+        changed = {run for run, mark in now.items() if before.get(run) != mark}
+        return frozenset(changed | (before.keys() - now.keys())), now
 
     def runs(self, query: RunQuery = RunQuery()) -> list[RunInfo]:
         infos = [self._info(run) for run in self.memory]

@@ -255,6 +255,77 @@ class Conformance:
         with pytest.raises(errors.RunFinished):
             store.send(log.run, Message("m", "cancel", 1.0))
 
+    def test_a_tail_gives_what_is_new_and_outlives_the_run(self, store: Store) -> None:
+        """What was read is not read again, waiting messages come with it, and a position holds behind the run's end."""
+        log = attached(store)
+        do_step(log, "one")
+        entries, waiting, position = store.tail(log.run)
+        assert ([entry.seq for entry in entries], waiting) == ([1, 2, 3, 4], [])
+        store.send(log.run, Message("m1", "signal", 1.0, payload={"name": "go"}))
+        assert [message.id for message in store.tail(log.run, position)[1]] == ["m1"]
+        log.append(MessageTaken("m1", "signal", 1.0))
+        entries, waiting, position = store.tail(log.run, position)
+        assert ([entry.seq for entry in entries], waiting) == ([5], [])
+        finish(log)
+        store.ingest()
+        entries, waiting, position = store.tail(log.run, position)
+        assert ([entry.seq for entry in entries], waiting) == ([6], [])
+        assert store.tail(log.run, position)[0] == []
+        with pytest.raises(errors.UnknownRun):
+            store.tail(new_run_id())
+
+    def test_changes_name_the_runs_that_moved(self, store: Store) -> None:
+        """A look names what moved since the last one: a new run, a record, a message, an end; else nothing."""
+        log, other = attached(store), attached(store)
+        changed, seen = store.changes()
+        assert changed == {log.run, other.run}
+        changed, seen = store.changes(seen)
+        assert changed == frozenset()
+        log.append(RunTagged(tags={"a": "b"}))
+        changed, seen = store.changes(seen)
+        assert changed == {log.run}
+        store.send(other.run, Message("m1", "signal", 1.0, payload={"name": "go"}))
+        changed, seen = store.changes(seen)
+        assert changed == {other.run}
+        finish(log)
+        store.ingest()
+        changed, seen = store.changes(seen)
+        assert changed == {log.run}
+        assert store.changes(seen)[0] == frozenset()
+
+    def test_of_two_decisions_about_a_gate_the_first_one_wins(self, store: Store) -> None:
+        """The second is refused with the first, taken or not; so is one about an option that the gate does not have."""
+        log = attached(store)
+        form = {"name": "publish", "text": "Publish?", "opening": "o1", "options": ["web", "mail"]}
+        started = StepStarted(
+            step="g", name="publish", step_kind="gate", signature=b"s" * 32, detail={"gate": form}
+        )
+        log.append(started)
+
+        def decide(number: int, opening: str = "o1", selections: Sequence[str] = ()) -> None:
+            decision = {
+                "approved": number == 1,
+                "by": f"p{number}",
+                "at": 1.0,
+                "selections": list(selections),
+            }
+            payload = {"step": "g", "name": "publish", "opening": opening, "decision": decision}
+            store.send(log.run, Message(f"m{number}", "decision", 1.0, sender=f"p{number}", payload=payload))
+
+        with pytest.raises(errors.UsageError, match="no option 'fax'"):
+            decide(3, selections=["fax"])
+        with pytest.raises(errors.GateDecided, match="asked anew"):
+            decide(4, opening="o0")
+        decide(1, selections=["web"])
+        with pytest.raises(errors.GateDecided, match="approved by p1"):
+            decide(2)
+        (message,) = log.messages()
+        log.append(
+            MessageTaken(message.id, message.topic, message.sent_at, message.sender, payload=message.payload)
+        )
+        with pytest.raises(errors.GateDecided, match="approved by p1"):
+            decide(2)
+
     def test_the_newest_open_run_is_found_by_workflow_and_parameters(self, store: Store) -> None:
         """Finished runs and other workflows do not count; equal parameters do, where they are given."""
         assert store.newest_open("flow") is None

@@ -32,7 +32,7 @@ MODES_TESTS ?= tests/runtime tests/e2e/test_scripts.py tests/e2e/test_four_proce
 # The table of classes is that of the newest versions.
 LOWEST_TESTS += --ignore tests/values/test_classes.py
 
-.PHONY: help demo test test-modes test-lowest soak check format bench docs coverage clean
+.PHONY: help demo test test-modes test-lowest soak check format bench docs screenshots coverage clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -71,6 +71,9 @@ docs: $(VENV)/.test ## write the generated pages again and run every code block
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_readme.py tests/test_primitives_page.py tests/test_machines_page.py tests/test_testing.py
 
+screenshots: $(VENV)/.test ## take the pictures of docs/images in a real JupyterLab
+	@NBFLOW_IMAGES=docs/images $(BIN)/python -m pytest -q tests/browser/test_pictures.py
+
 coverage: $(VENV)/.dev ## the fast suite with branch coverage, kernels included
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -m "not soak" $(PYTEST_ARGS)
@@ -94,14 +97,16 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 	@$(BIN)/python $(PIP) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.made pyproject.toml
+$(VENV)/.test: $(VENV)/.made pyproject.toml .ci/browser
 	@echo "Installing nbflow and what the tests need into $(VENV) …"
 	@$(BIN)/python $(PIP) --editable '.[test]'
+	@.ci/browser "$(VENV)"
 	@touch $@ $(VENV)/.demo
 
-$(VENV)/.dev: $(VENV)/.made pyproject.toml
+$(VENV)/.dev: $(VENV)/.made pyproject.toml .ci/browser
 	@echo "Installing nbflow and the developers' tools into $(VENV) …"
 	@$(BIN)/python $(PIP) --editable '.[dev]'
+	@.ci/browser "$(VENV)"
 	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 $(VENV_LOWEST)/.test: $(VENV_LOWEST)/.made pyproject.toml .ci/lowest

@@ -12,7 +12,19 @@ from pathlib import Path
 # So that `python benchmarks/run.py` works too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import calls, cells, fanout, frames, machine, papermill, report, startup, store
+from benchmarks import (
+    calls,
+    cells,
+    dashboard,
+    dashboard_page,
+    fanout,
+    frames,
+    machine,
+    papermill,
+    report,
+    startup,
+    store,
+)
 from benchmarks.harness import Bench, Group, measure
 
 GROUPS: tuple[Group, ...] = (
@@ -24,6 +36,8 @@ GROUPS: tuple[Group, ...] = (
     *machine.GROUPS,
     *fanout.GROUPS,
     *papermill.GROUPS,
+    *dashboard.GROUPS,
+    *dashboard_page.GROUPS,
 )
 
 

@@ -14,6 +14,7 @@ _HOMES = {
     "Bulkhead": "nbflow.runtime.policies.bulkhead",
     "CircuitBreaker": "nbflow.runtime.policies.limits",
     "Continue": "nbflow.core.outcomes",
+    "Decision": "nbflow.core.gates",
     "DurableFunction": "nbflow.runtime.steps",
     "Failed": "nbflow.runtime.fanout.map",
     "Join": "nbflow.core.joins",
@@ -24,6 +25,8 @@ _HOMES = {
     "Run": "nbflow.runtime.runs",
     "Skipped": "nbflow.runtime.fanout.map",
     "Split": "nbflow.core.outcomes",
+    "agate": "nbflow.runtime.gates.asking",
+    "approve": "nbflow.runtime.gates.deciding",
     "batch": "nbflow.headless.batches.api",
     "batch_results": "nbflow.headless.batches.results",
     "batches": "nbflow.headless.batches.results",
@@ -32,16 +35,22 @@ _HOMES = {
     "charge": "nbflow.runtime.budgets",
     "child": "nbflow.runtime.children.child",
     "current_run": "nbflow.runtime.runs",
+    "dashboard": "nbflow.widgets.dashboard",
     "durable": "nbflow.runtime.steps",
     "errors": "nbflow.core.errors",
     "execute": "nbflow.headless.execute",
     "fork": "nbflow.runtime.forks",
+    "fsm": "nbflow.widgets.fsm",
+    "gate": "nbflow.runtime.gates.asking",
+    "gates": "nbflow.runtime.gates.deciding",
     "load_ipython_extension": "nbflow.notebook.extension",
     "map": "nbflow.runtime.fanout.map",
     "observe": "nbflow.runtime.watch.observers",
     "output": "nbflow.queries",
     "publish": "nbflow.runtime.attributes",
     "published": "nbflow.queries",
+    "quality_gate": "nbflow.runtime.gates.quality",
+    "reject": "nbflow.runtime.gates.deciding",
     "retry_step": "nbflow.runtime.forks",
     "rollback": "nbflow.runtime.runs",
     "run": "nbflow.runtime.runs",
@@ -66,6 +75,7 @@ __all__ = [
     "Bulkhead",
     "CircuitBreaker",
     "Continue",
+    "Decision",
     "DurableFunction",
     "Failed",
     "Join",
@@ -77,6 +87,8 @@ __all__ = [
     "Skipped",
     "Split",
     "__version__",
+    "agate",
+    "approve",
     "batch",
     "batch_results",
     "batches",
@@ -85,16 +97,22 @@ __all__ = [
     "charge",
     "child",
     "current_run",
+    "dashboard",
     "durable",
     "errors",
     "execute",
     "fork",
+    "fsm",
+    "gate",
+    "gates",
     "load_ipython_extension",
     "map",
     "observe",
     "output",
     "publish",
     "published",
+    "quality_gate",
+    "reject",
     "retry_step",
     "rollback",
     "run",
@@ -112,6 +130,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from nbflow.core import errors as errors
+    from nbflow.core.gates import Decision as Decision
     from nbflow.core.joins import Join as Join
     from nbflow.core.outcomes import Again as Again
     from nbflow.core.outcomes import Branch as Branch
@@ -140,6 +159,12 @@ if TYPE_CHECKING:
     from nbflow.runtime.fanout.map import map as map
     from nbflow.runtime.forks import fork as fork
     from nbflow.runtime.forks import retry_step as retry_step
+    from nbflow.runtime.gates.asking import agate as agate
+    from nbflow.runtime.gates.asking import gate as gate
+    from nbflow.runtime.gates.deciding import approve as approve
+    from nbflow.runtime.gates.deciding import gates as gates
+    from nbflow.runtime.gates.deciding import reject as reject
+    from nbflow.runtime.gates.quality import quality_gate as quality_gate
     from nbflow.runtime.machine.machine import Machine as Machine
     from nbflow.runtime.policies.bulkhead import Bulkhead as Bulkhead
     from nbflow.runtime.policies.limits import CircuitBreaker as CircuitBreaker
@@ -157,6 +182,8 @@ if TYPE_CHECKING:
     from nbflow.runtime.waits.timers import sleep_until as sleep_until
     from nbflow.runtime.watch.observers import Observer as Observer
     from nbflow.runtime.watch.observers import observe as observe
+    from nbflow.widgets.dashboard import dashboard as dashboard
+    from nbflow.widgets.fsm import fsm as fsm
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 import nbflow as product
 from nbflow.cli import arguments
 from nbflow.cli.app import app
-from nbflow.cli.notebooks import _beginning, default_output
+from nbflow.cli.notebook_report import beginning
+from nbflow.cli.notebooks import default_output
 from nbflow.core.errors import UsageError
 from nbflow.core.ids import new_run_id
 from nbflow.core.model import RunOpened
@@ -198,7 +199,7 @@ def test_a_run_that_is_at_work_elsewhere_is_called_that(tmp_path: Path) -> None:
     try:
         wait_for(hold)
         kernel = kernel_of(process)
-        said = str(_beginning(prepare(str(source))))
+        said = str(beginning(prepare(str(source))))
     finally:
         kill(process.pid)
         process.communicate(timeout=60)

@@ -22,10 +22,11 @@ def page(name: str) -> str:
 
 
 def test_the_python_on_the_pages_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All blocks of both pages, one after the other in one script, beside a notebook called report.ipynb."""
+    """All blocks of both pages, one after the other in one script, beside notebooks report.ipynb and ask.ipynb."""
     notebook(
         tmp_path / "report.ipynb", code("year = 2000", "parameters"), "share = 1 / year", "total = 10 * year"
     )
+    notebook(tmp_path / "ask.ipynb", "import nbflow\nnbflow.gate('publish', 'Publish to the site?')")
     blocks = [
         re.findall(r"^```python\n(.*?)^```$", page(name), re.MULTILINE | re.DOTALL)
         for name in ("papermill.md", "batches.md")

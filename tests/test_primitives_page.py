@@ -33,6 +33,7 @@ def test_the_page_on_primitives_prints_what_it_says(tmp_path: Path) -> None:
 def test_the_page_names_every_primitive() -> None:
     """What `nbflow` exports from the runtime is there, but for what has a page of its own."""
     elsewhere = {"Machine", "Observer", "observe", "Run", "DurableFunction", "current_run"}
+    elsewhere |= {"agate", "approve", "gate", "gates", "quality_gate", "reject"}
     homes = nbflow._HOMES.items()  # noqa: SLF001 - the only place that says where a name comes from
     offered = {name for name, home in homes if home.startswith("nbflow.runtime.")} - elsewhere
     assert {name for name in offered if not re.search(rf"\b{name}\b", PAGE)} == set()

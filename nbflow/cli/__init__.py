@@ -12,6 +12,8 @@ Exit codes, the same for every command (`docs/cli.md` explains them):
     7    not signed by a key that you trust
     8    the store cannot be used: not a store, read-only, full, or of a later version
     9    some notebooks of a batch failed
+    10   the run waits at a gate for somebody to decide
+    11   the gate is decided already, or its time is over
     130  interrupted
     138  the kernel of a notebook died
 """

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nbflow.cli import batch, control, notebooks, operate, outputs, query, runs, upkeep
+from nbflow.cli import batch, control, gates, notebooks, operate, outputs, query, runs, upkeep
 from nbflow.cli.arguments import ParameterCommand, ResumeCommand
 from nbflow.cli.desk import AsJson, Debug, desk
 
@@ -31,6 +31,9 @@ app.command("outputs")(outputs.outputs)
 app.command("sql")(query.sql)
 app.command("signal")(control.signal)
 app.command("cancel")(control.cancel)
+app.command("gates")(gates.gates)
+app.command("approve")(gates.approve)
+app.command("reject")(gates.reject)
 app.command("forget")(runs.forget)
 app.command("fork")(operate.fork)
 app.command("retry")(operate.retry)

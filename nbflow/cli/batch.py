@@ -16,7 +16,15 @@ from rich.text import Text
 
 from nbflow.cli import show
 from nbflow.cli.desk import INTERRUPTED, AsJson, Debug, Desk, Place, desk
-from nbflow.cli.notebooks import ExecutionTimeout, KernelName, NotebookPlace, names_of
+from nbflow.cli.notebooks import (
+    WAITS,
+    Approve,
+    ExecutionTimeout,
+    KernelName,
+    NotebookPlace,
+    approvals_of,
+    names_of,
+)
 from nbflow.cli.runs import tags_of
 from nbflow.cli.upkeep import byte_count
 from nbflow.core.errors import UsageError
@@ -29,9 +37,13 @@ if TYPE_CHECKING:
     from nbflow.headless.batches.api import Batch
     from nbflow.headless.batches.foresight import Foresight
     from nbflow.headless.batches.jobs import Item, Outcome
+    from nbflow.runtime.gates.ahead import Approvals
 
 #: Exit code of a batch of which some notebooks failed.
 SOME_FAILED = 9
+
+#: What of a batch can be resumed.
+_TO_RESUME = frozenset({"failed", "waiting", "interrupted"})
 
 #: Rows of a plan and failures that are shown; `--json` has all.
 _ROWS = 10
@@ -97,6 +109,7 @@ def batch(
         bool,
         typer.Option("--retry-failed", help="Try what failed once more when all others are through."),
     ] = False,
+    approve: Approve = None,
     kernel: KernelName = None,
     cwd: Annotated[
         Path | None,
@@ -146,7 +159,8 @@ def batch(
 
     Ctrl-C lets the notebooks at work finish and begins no new ones; a second one ends
     them. Whatever was killed, --resume carries on: what is completed never runs again,
-    and the rest goes on from its last recorded cell.
+    and the rest goes on from its last recorded cell. A notebook that stops at a gate
+    leaves its place to others, and --resume carries it on when somebody has decided.
     """
     with desk(store, as_json, debug) as at:
         source, grids = sorted_out(notebook, axes or (), grid or ())
@@ -207,14 +221,15 @@ def batch(
             max_failures=max_failures,
             retry_failed=int(retry_failed),
             tags=tags_of(tags or []),
+            approve=approvals_of(approve),
             store=store,
             **options,
         )
 
 
-def carry_on(at: Desk, run: str, store: Path) -> None:
+def carry_on(at: Desk, run: str, store: Path, approve: Approvals) -> None:
     """Resume a batch by its id, for `nbflow resume`."""
-    conduct(at, [], quiet=False, notebook=None, resume=run, store=str(store))
+    conduct(at, [], quiet=False, notebook=None, resume=run, approve=approve, store=str(store))
 
 
 def batches(
@@ -229,7 +244,7 @@ def batches(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """List batches, newest first: how many of their notebooks are completed, failed, left."""
+    """List batches, newest first: how many of their notebooks are completed, failed, waiting at gates, left."""
     with desk(store, as_json, debug) as at:
         from nbflow.headless.batches.results import batches as listed
 
@@ -242,7 +257,7 @@ def batches(
         else:
             ids = show.shortened([row["batch"] for row in rows])
             columns: list[str | tuple[str, str]] = ["run", "workflow", "state"]
-            columns += [(name, "right") for name in ("all", "done", "failed", "left")]
+            columns += [(name, "right") for name in ("all", "done", "failed", "waiting", "left")]
             at.say(
                 show.table(
                     [*columns, "started"],
@@ -254,6 +269,7 @@ def batches(
                             row["total"],
                             row["completed"],
                             row["failed"] or "",
+                            row["waiting"] or "",
                             row["left"] or "",
                             show.ago(row["created"].timestamp()),
                         )
@@ -281,7 +297,7 @@ def print_items(at: Desk, run: str) -> None:
             " ".join(f"{name}={row[name]}" for name in parameters),
             show.state(row["state"]),
             row["attempts"],
-            row["error"] or "",
+            row["error"] or _gate_of(at, row["state"], row["run"]),
             row["run"],
         )
         for index, row in left.head(_ROWS).iterrows()
@@ -289,6 +305,16 @@ def print_items(at: Desk, run: str) -> None:
     at.say(show.table(["item", "what", "state", ("attempts", "right"), "why", "run"], rows))
     if len(left) > _ROWS:
         at.say(Text(f"and {len(left) - _ROWS:,} more; --all shows all items as steps", style="dim"))
+
+
+def _gate_of(at: Desk, state: str, run: str) -> str:
+    """Return what a notebook waits for; "" where it does not wait."""
+    if state != "waiting":
+        return ""
+    from nbflow.headless.waiting import undecided
+
+    gate = undecided(at.store, run, time.time())  # type: ignore[arg-type]  # a store in a folder: it has batches
+    return "Its gate is decided, or its time is over." if gate is None else str(gate)
 
 
 def how_to_carry_on(at: Desk, info: RunInfo) -> None:
@@ -334,6 +360,7 @@ def _show_plan(at: Desk, expected: Foresight, warnings: list[str]) -> None:
         ("to resume", standing.to_resume),
         ("done", standing.done),
         ("failed: again", standing.failed),
+        ("waiting", standing.waiting),
         ("cancelled", standing.cancelled),
     ):
         fates |= dict.fromkeys(indices, fate)
@@ -347,6 +374,7 @@ def _show_plan(at: Desk, expected: Foresight, warnings: list[str]) -> None:
                 "to_resume": len(standing.to_resume),
                 "done": len(standing.done),
                 "failed": len(standing.failed),
+                "waiting": len(standing.waiting),
                 "cancelled": len(standing.cancelled),
                 "items": [
                     {"item": item.index, "params": item.params, "output": item.output}
@@ -392,13 +420,15 @@ def conduct(at: Desk, again: list[str], *, quiet: bool, **arguments: Any) -> Non
     _say_end(at, done, watcher, again, time.monotonic() - began)
     if done.state == "completed":
         return
-    raise typer.Exit({"failed": SOME_FAILED, "interrupted": INTERRUPTED}.get(done.state, 1))
+    codes = {"failed": SOME_FAILED, "waiting": WAITS, "interrupted": INTERRUPTED}
+    raise typer.Exit(codes.get(done.state, 1))
 
 
 def _say_end(at: Desk, done: Batch, watcher: Counting, again: list[str], seconds: float) -> None:
     from nbflow.cli.batch_view import label, why
 
     failures = [watcher.counts.failed[index] for index in sorted(watcher.counts.failed)]
+    held = [watcher.counts.held[index] for index in sorted(watcher.counts.held)]
     command = _resume_command(done, again)
     if at.as_json:
         at.answer(
@@ -408,16 +438,20 @@ def _say_end(at: Desk, done: Batch, watcher: Counting, again: list[str], seconds
                 "state": done.state,
                 "completed": done.completed,
                 "failed": done.failed,
+                "waiting": done.waiting,
                 "left": done.left,
                 "seconds": seconds,
                 "failures": [_failure_facts(item, outcome) for item, outcome in failures],
-                "resume": command if done.state in {"failed", "interrupted"} else None,
+                "gates": [_gate_facts(item, outcome) for item, outcome in held],
+                "resume": command if done.state in _TO_RESUME else None,
             }
         )
         return
     counts = f"{done.completed:,} notebook{'' if done.completed == 1 else 's'} completed"
     counts += "".join(
-        f", {count:,} {word}" for count, word in ((done.failed, "failed"), (done.left, "left")) if count
+        f", {count:,} {word}"
+        for count, word in ((done.failed, "failed"), (done.waiting, "waiting"), (done.left, "left"))
+        if count
     )
     took = f", {duration(seconds)}" if watcher.run else ". There was nothing left to run."
     at.say(Text.assemble(show.state(done.state), f": {counts}{took}"))
@@ -426,7 +460,13 @@ def _say_end(at: Desk, done: Batch, watcher: Counting, again: list[str], seconds
         at.say(Text(f"    run {item.run}", style="dim"))
     if len(failures) > _ROWS:
         at.say(Text(f"  and {len(failures) - _ROWS:,} more: nbflow.batch_results lists all", style="dim"))
-    if done.state in {"failed", "interrupted"}:
+    for item, outcome in held[:_ROWS]:
+        at.say(Text.assemble(f"  {label(item)}: ", (why(outcome), "yellow")))
+        if outcome.waiting is not None:
+            at.say(Text(f"    {outcome.waiting.command(done.store)}", style="dim"))
+    if len(held) > _ROWS:
+        at.say(Text(f"  and {len(held) - _ROWS:,} more: `nbflow gates` lists all", style="dim"))
+    if done.state in _TO_RESUME:
         at.say(Text.assemble(("Carry on: ", "bold"), command))
     place = "" if _found_from_here(done) else f", store={str(done.store)!r}"
     at.say(Text.assemble(("Results:  ", "bold"), f'nbflow.batch_results("{done.id}"{place})'))
@@ -453,4 +493,14 @@ def _failure_facts(item: Item, outcome: Outcome) -> dict[str, Any]:
         "output": item.output,
         "cell": outcome.cell,
         "error": None if error is None else {"type": error.type, "message": error.message},
+    }
+
+
+def _gate_facts(item: Item, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "item": item.index,
+        "params": item.params,
+        "run": item.run,
+        "output": item.output,
+        "waiting": None if outcome.waiting is None else outcome.waiting.facts,
     }

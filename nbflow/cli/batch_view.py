@@ -21,13 +21,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nbflow.headless.batches.runner import Unwatched
+from nbflow.headless.batches.jobs import Unwatched
 from nbflow.notebook.amounts import duration
 
 if TYPE_CHECKING:
     from nbflow.headless.batches.jobs import Item, Outcome, Plan, Progress
 
-#: Lines of the live table: for notebooks at work, and for the last ones that failed.
+#: Lines of the live table: for notebooks at work, and for the last ones that failed or wait.
 _AT_WORK, _FAILURES = 16, 4
 
 #: Notebooks that the rate looks back at; the first minutes must not count for ever.
@@ -51,19 +51,28 @@ class Counts:
     total: int = 0
     done: int = 0
     failed: dict[int, tuple[Item, Outcome]] = field(default_factory=dict)
+    #: Those that wait at gates.
+    held: dict[int, tuple[Item, Outcome]] = field(default_factory=dict)
     ends: deque[float] = field(default_factory=lambda: deque(maxlen=_LOOK_BACK))
     begun: float = field(default_factory=time.monotonic)
 
     @property
     def left(self) -> int:
         """How many notebooks have not come to an end."""
-        return self.total - self.done - len(self.failed)
+        return self.total - self.done - len(self.failed) - len(self.held)
+
+    def started(self, item: Item) -> None:
+        """Count a notebook that is tried again among those that are left."""
+        self.failed.pop(item.index, None)
+        self.held.pop(item.index, None)
 
     def ended(self, item: Item, outcome: Outcome) -> None:
         """Count a notebook; one that failed before and was tried again is not counted twice."""
-        self.failed.pop(item.index, None)
+        self.started(item)
         if outcome.state == "completed":
             self.done += 1
+        elif outcome.state == "waiting":
+            self.held[item.index] = (item, outcome)
         else:
             self.failed[item.index] = (item, outcome)
         self.ends.append(time.monotonic())
@@ -91,7 +100,11 @@ class Counting(Unwatched):
 
     def started(self, item: Item, attempt: int) -> None:  # noqa: ARG002 - the protocol
         """See `Watcher`."""
-        self.counts.failed.pop(item.index, None)
+        self.counts.started(item)
+
+    def held(self, item: Item, outcome: Outcome) -> None:
+        """See `Watcher`."""
+        self.counts.held[item.index] = (item, outcome)
 
     def ended(self, item: Item, outcome: Outcome) -> None:
         """See `Watcher`."""
@@ -135,6 +148,11 @@ class LiveTable(Counting):
             if item.index in self._work:
                 self._work[item.index].progress = progress
 
+    def held(self, item: Item, outcome: Outcome) -> None:
+        """See `Watcher`."""
+        with self._lock:
+            super().held(item, outcome)
+
     def ended(self, item: Item, outcome: Outcome) -> None:
         """See `Watcher`."""
         with self._lock:
@@ -158,21 +176,25 @@ class LiveTable(Counting):
             title = Text(f"batch {self.run}" if self.run else "The batch begins", style="bold")
             parts: list[RenderableType] = [title, self._bar(), self._at_work()]
             if self.counts.failed:
-                parts += [Text("failed", style="red"), self._failures()]
+                parts += [Text("failed", style="red"), self._last(self.counts.failed, "red")]
+            if self.counts.held:
+                parts += [Text("waiting", style="yellow"), self._last(self.counts.held, "yellow")]
             if self._notice:
                 parts.append(Text(self._notice, style="yellow"))
         return Group(*parts)
 
     def _bar(self) -> RenderableType:
         counts = self.counts
-        words = f"{counts.done:,} done, {len(counts.failed):,} failed, {counts.left:,} left"
+        words = f"{counts.done:,} done, {len(counts.failed):,} failed"
+        words += f", {len(counts.held):,} waiting" if counts.held else ""
+        words += f", {counts.left:,} left"
         rate = counts.rate()
         if rate:
             words += f"   {pace(rate)}"
             if counts.left:
                 words += f"   {duration(counts.left / rate)} to go"
         line = Table.grid(padding=(0, 2))
-        ended = counts.done + len(counts.failed)
+        ended = counts.total - counts.left
         # The words are not broken in a narrow terminal: the bar gives way.
         width = max(4, min(24, self._console.width - len(words) - 4))
         line.add_row(ProgressBar(total=max(counts.total, 1), completed=ended, width=width), Text(words))
@@ -197,11 +219,10 @@ class LiveTable(Counting):
             table.add_row(f"    and {len(self._work) - _AT_WORK} more", "", "", "")
         return table
 
-    def _failures(self) -> RenderableType:
-        failed = list(self.counts.failed.values())
+    def _last(self, stopped: dict[int, tuple[Item, Outcome]], style: str) -> RenderableType:
         lines = [
-            Text.assemble(f"  {label(item)}: ", (why(outcome), "red"), no_wrap=True, overflow="ellipsis")
-            for item, outcome in failed[-_FAILURES:]
+            Text.assemble(f"  {label(item)}: ", (why(outcome), style), no_wrap=True, overflow="ellipsis")
+            for item, outcome in list(stopped.values())[-_FAILURES:]
         ]
         return Group(*lines)
 
@@ -226,6 +247,11 @@ class Lines(Counting):
         super().started(item, attempt)
         self._running += 1
 
+    def held(self, item: Item, outcome: Outcome) -> None:
+        """See `Watcher`."""
+        super().held(item, outcome)
+        self._say(Text(f"⏸ {label(item)}: {why(outcome)} (run {item.run})"))
+
     def ended(self, item: Item, outcome: Outcome) -> None:
         """See `Watcher`."""
         super().ended(item, outcome)
@@ -237,7 +263,8 @@ class Lines(Counting):
             restored = f", {cells} restored" if outcome.restored else ""
             self._say(Text(f"{place} ✔ {label(item)}: {duration(outcome.seconds)}{restored}"))
         else:
-            self._say(Text(f"{place} ✘ {label(item)}: {why(outcome)} (run {item.run})"))
+            mark = "⏸" if outcome.state == "waiting" else "✘"
+            self._say(Text(f"{place} {mark} {label(item)}: {why(outcome)} (run {item.run})"))
 
     def lost(self, item: Item, error: Exception, again: bool) -> None:
         """See `Watcher`."""
@@ -260,7 +287,9 @@ def label(item: Item) -> str:
 
 
 def why(outcome: Outcome) -> str:
-    """Return in one line why a notebook did not complete: the cell, counted from 1, and the error."""
+    """Return in one line why a notebook did not complete: the gate, or the cell, counted from 1, and the error."""
+    if outcome.waiting is not None:
+        return str(outcome.waiting).partition("\n")[0]
     if outcome.state == "cancelled":
         return "cancelled"
     where = f"cell {outcome.cell + 1}: " if outcome.cell is not None else ""

@@ -49,6 +49,8 @@ EXIT_CODES: dict[type[BaseException], int] = {
     errors.StoreReadOnly: 8,
     errors.StoreFull: 8,
     errors.StoreTooNew: 8,
+    errors.GatePending: 10,
+    errors.GateDecided: 11,
     errors.KernelDied: 138,
 }
 INTERRUPTED = 130
@@ -144,12 +146,24 @@ def desk(place: str | None, as_json: bool, debug: bool) -> Iterator[Desk]:
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
-        if debug:
+    except BaseException as error:
+        # A run that waits at a gate is no failure, and not an `Exception` either.
+        told = to_tell(error)
+        if debug or told is None:
             raise
-        code = exit_code(error)
-        complain(error, code, as_json)
+        code = exit_code(told)
+        complain(told, code, as_json)
         raise typer.Exit(code) from None
+
+
+def to_tell(error: BaseException) -> Exception | errors.GatePending | None:
+    """Return what is to be told of an error: itself, or the gate that stopped the run; None for an exit."""
+    from nbflow.core.gates import pending_of
+
+    pending = pending_of(error)
+    if pending is not None:
+        return pending
+    return error if isinstance(error, Exception) else None
 
 
 def exit_code(error: BaseException) -> int:
@@ -164,11 +178,13 @@ def exit_code(error: BaseException) -> int:
     return 1
 
 
-def complain(error: Exception, code: int, as_json: bool) -> None:
+def complain(error: Exception | errors.GatePending, code: int, as_json: bool) -> None:
     """Print an error on standard error: one paragraph and its hint, or one JSON object."""
-    ours = isinstance(error, errors.NbflowError)
-    message = error.message if isinstance(error, errors.NbflowError) else f"{type(error).__name__}: {error}"
-    hint = error.hint if isinstance(error, errors.NbflowError) else "Run it again with --debug to see where."
+    if isinstance(error, (errors.NbflowError, errors.GatePending)):
+        ours, message, hint = True, error.message, error.hint
+    else:
+        ours, message = False, f"{type(error).__name__}: {error}"
+        hint = "Run it again with --debug to see where."
     if as_json:
         facts = {"type": type(error).__name__, "message": message, "hint": hint, "exit_code": code}
         facts |= {
@@ -181,6 +197,9 @@ def complain(error: Exception, code: int, as_json: bool) -> None:
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _PIPE_WIDTH)
-    console.print(Text.assemble(("Error: " if ours else "Unexpected error: ", "bold red"), message))
+    word = ("Error: ", "bold red") if ours else ("Unexpected error: ", "bold red")
+    if isinstance(error, errors.GatePending):
+        word = ("Waiting: ", "bold yellow")
+    console.print(Text.assemble(word, message))
     if hint:
         console.print(Text(hint, style="dim"))

@@ -5,34 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from nbflow.cli import show
 from nbflow.cli.arguments import parameters_of
-from nbflow.cli.desk import INTERRUPTED, AsJson, Debug, Desk, Place, desk, exit_code
+from nbflow.cli.desk import EXIT_CODES, INTERRUPTED, AsJson, Debug, Desk, Place, desk, exit_code
+from nbflow.cli.notebook_report import beginning, ending, facts, say_failure, say_waiting, short
 from nbflow.cli.runs import RunId
-from nbflow.core.errors import KernelDied, NbflowError, UsageError
-from nbflow.notebook.amounts import duration
+from nbflow.core.errors import GatePending, KernelDied, NbflowError, UsageError
 
 if TYPE_CHECKING:
     from nbflow.headless.execute import Executed, Prepared
     from nbflow.headless.execution.bookkeeping import Bookkeeper
+    from nbflow.runtime.gates.ahead import Approvals
 
-#: Exit code of a notebook that failed.
-FAILED = 1
-
-#: Lines of a traceback that are shown; the output notebook has all of them.
-_TRACEBACK = 30
+#: Exit codes of a notebook that failed, and of one that waits at a gate.
+FAILED, WAITS = 1, EXIT_CODES[GatePending]
 
 NotebookPlace = Annotated[
     str | None,
@@ -58,6 +54,14 @@ ProgressBar = Annotated[
     bool | None,
     typer.Option(
         "--progress-bar/--no-progress-bar", help="Show a progress bar. Default: where a person looks on."
+    ),
+]
+Approve = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--approve",
+        metavar="GATE[=FEEDBACK]",
+        help="Approve the gates of this name as soon as they are asked; repeatable.",
     ),
 ]
 LogOutput = Annotated[
@@ -122,6 +126,7 @@ def run(
             "with these parameters.",
         ),
     ] = None,
+    approve: Approve = None,
     overwrite: Overwrite = False,
     progress_bar: ProgressBar = None,
     log_output: LogOutput = False,
@@ -136,7 +141,8 @@ def run(
     """Run a notebook with every cell a durable step; the same command carries on what died.
 
     Parameters, paths and timeouts are papermill's. The executed notebook is written
-    as it grows; the notebook itself is never changed.
+    as it grows; the notebook itself is never changed. One that stops at a gate ends with
+    exit code 10, and when somebody has decided, the same command goes on from there.
     """
     with desk(store, as_json, debug) as at:
         given = parameters_of(
@@ -164,6 +170,7 @@ def run(
                 cwd=cwd,
                 collect=names_of(collect),
                 store=store,
+                approve=approvals_of(approve),
                 progress=_bar(at, progress_bar, log_output),
                 log_output=log_output,
                 start_timeout=start_timeout,
@@ -178,6 +185,7 @@ def resume(
         str | None,
         typer.Argument(metavar="[OUTPUT]", help="The executed notebook. Default: where it went before."),
     ] = None,
+    approve: Approve = None,
     progress_bar: ProgressBar = None,
     log_output: LogOutput = False,
     store: Place = None,
@@ -200,7 +208,7 @@ def resume(
         if opened.variant == BATCH:
             from nbflow.cli.batch import carry_on
 
-            carry_on(at, info.run, place)
+            carry_on(at, info.run, place, approvals_of(approve))
             return
         with readable():
             launched = opened.launch.get("output", "")
@@ -210,7 +218,11 @@ def resume(
             if target is not None:
                 may_write(opened.launch.get("input", ""), target, overwrite=False)
             prepared = prepare_again(
-                opened, place, output=target, progress=_bar(at, progress_bar, log_output)
+                opened,
+                place,
+                output=target,
+                approve=approvals_of(approve),
+                progress=_bar(at, progress_bar, log_output),
             )
         perform(at, prepared, log_output=log_output, debug=debug)
 
@@ -315,6 +327,26 @@ def names_of(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
+def approvals_of(given: Sequence[str] | None) -> Approvals:
+    """Return what `--approve publish --approve "budget=as every night"` approves, as the word of this user.
+
+    Raises:
+        UsageError: a name is missing, or given twice.
+
+    >>> approvals_of(["publish", "budget=as every night"]).gates
+    {'publish': '', 'budget': 'as every night'}
+    """
+    from nbflow.runtime.gates.ahead import Approvals
+
+    found: dict[str, str] = {}
+    for word in given or ():
+        name, _, feedback = word.partition("=")
+        if name in found:
+            raise UsageError(f"--approve names the gate {name!r} twice.")
+        found[name] = feedback
+    return Approvals.of(found, via="cli")
+
+
 def _bar(at: Desk, wanted: bool | None, log_output: bool) -> bool:
     if wanted is not None:
         return wanted
@@ -327,7 +359,7 @@ def _bar(at: Desk, wanted: bool | None, log_output: bool) -> bool:
 def perform(at: Desk, prepared: Prepared, *, log_output: bool, debug: bool) -> None:
     """Run a prepared notebook, say how it went, and leave with its exit code."""
     begun = time.monotonic()
-    at.say(_beginning(prepared))
+    at.say(beginning(prepared))
     error: BaseException | None = None
     done: Executed | None = None
     books: list[Bookkeeper] = []
@@ -346,17 +378,21 @@ def perform(at: Desk, prepared: Prepared, *, log_output: bool, debug: bool) -> N
             error = stopped
     counts = books[-1].counts if books else {"restored": 0, "ran": 0}
     seconds = time.monotonic() - begun
-    if error is None and done is not None:
-        at.say(_ending(prepared, "completed", counts, seconds))
+    if done is not None and done.waiting is not None:
+        say_waiting(at, prepared, done.waiting, counts, seconds)
+    elif error is None and done is not None:
+        at.say(ending(prepared, "completed", counts, seconds))
         for name, value in done.result.items():
-            at.say(Text.assemble(("  " + name, "dim"), f" = {_short(value)}"))
+            at.say(Text.assemble(("  " + name, "dim"), f" = {short(value)}"))
     elif error is not None:
-        _say_failure(at, prepared, error, counts, seconds)
+        say_failure(at, prepared, error, counts, seconds)
     if at.as_json:
         counted = {**counts, "seconds": seconds}
-        at.answer(_facts(prepared, done, error) | counted | {"warnings": warned})
+        at.answer(facts(prepared, done, error) | counted | {"warnings": warned})
     if error is not None:
         raise typer.Exit(_code(error))
+    if done is not None and done.waiting is not None:
+        raise typer.Exit(WAITS)
 
 
 def _code(error: BaseException) -> int:
@@ -391,100 +427,3 @@ def logged(at: Desk, everything: bool) -> Iterator[list[str]]:
         logger.removeHandler(handler)
         logger.setLevel(before)
         logger.propagate = propagate
-
-
-def _beginning(prepared: Prepared) -> Text:
-    """Say which run it is, and where it goes on."""
-    run = (prepared.run, "bold")
-    plan = prepared.plan
-    if prepared.owner:
-        waits = f" of {prepared.workflow} is at work in {prepared.owner}; waiting a moment for it to end."
-        return Text.assemble("Run ", run, waits)
-    if plan is None:
-        return Text.assemble("Run ", run, f" of {prepared.workflow} begins.")
-    recorded = f"{plan.restored} cell{'' if plan.restored == 1 else 's'} recorded"
-    kept = f" ({duration(plan.saved)} of work)" if plan.saved >= 1 else ""
-    first = next((step for step in plan.steps if step.action == "run" and step.index is not None), None)
-    where = "nothing is left to run"
-    if first is not None and first.index is not None:
-        where = f"goes on at cell {first.index + 1} of {prepared.cells}: {first.reason}"
-    return Text.assemble(
-        "Run ", run, f" of {prepared.workflow}, attempt {prepared.attempts + 1}: {recorded}{kept}, {where}."
-    )
-
-
-def _ending(prepared: Prepared, state: str, counts: dict[str, int], seconds: float) -> Text:
-    """Say how it ended, what was restored and ran, and where the notebook is."""
-    restored = counts["restored"]
-    cells = f"{restored} cell{'' if restored == 1 else 's'} restored, {counts['ran']} ran"
-    where = f" → {prepared.target}" if prepared.target else ""
-    return Text.assemble(show.state(state), f": {cells}, {duration(seconds)}{where}")
-
-
-def _say_failure(
-    at: Desk, prepared: Prepared, error: BaseException, counts: dict[str, int], seconds: float
-) -> None:
-    """Say what stopped the notebook, and how to carry it on."""
-    state = "failed" if _failed(error) else "stopped"
-    if isinstance(error, KeyboardInterrupt):
-        state = "interrupted"
-    at.say(_ending(prepared, state, counts, seconds))
-    if _failed(error):
-        at.say(Text(f"Cell {error.cell_index + 1} of {prepared.cells}:", style="bold"))  # type: ignore[attr-defined]
-        at.say(Text.from_ansi(_shortened("\n".join(error.traceback))))  # type: ignore[attr-defined]
-    elif not isinstance(error, KeyboardInterrupt):
-        at.say(Text(_message(error), style="red"))
-    at.say(Text.assemble(("Carry on: ", "bold"), how_to_resume(prepared.run, prepared.store)))
-
-
-def _failed(error: BaseException) -> bool:
-    """Tell whether a cell failed, and not what is around it: the kernel, the patience of a person, the disk."""
-    from papermill import PapermillExecutionError
-
-    return isinstance(error, PapermillExecutionError)
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, KernelDied):
-        return error.message
-    return f"{type(error).__name__}: {str(error).strip()}".rstrip(": ")
-
-
-def how_to_resume(run: str, store: Path) -> str:
-    """Return the command that carries a run on, from this folder."""
-    from nbflow.store.place import locate
-
-    place = "" if locate(None) == store else f" --store {shlex.quote(str(store))}"
-    return f"nbflow resume {run}{place}"
-
-
-def _shortened(traceback: str) -> str:
-    lines = traceback.rstrip().splitlines()
-    if len(lines) <= _TRACEBACK:
-        return "\n".join(lines)
-    return "\n".join(["…", *lines[-_TRACEBACK:]])
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def _facts(prepared: Prepared, done: Executed | None, error: BaseException | None) -> dict[str, Any]:
-    """Return the execution as JSON-able facts, as documented in docs/cli.md."""
-    told: dict[str, Any] | None = None
-    if error is not None and _failed(error):
-        told = {"type": error.ename, "message": error.evalue, "cell": error.cell_index}  # type: ignore[attr-defined]
-    elif isinstance(error, KernelDied):
-        told = {"type": "KernelDied", "message": error.message, "cell": error.cell}
-    elif error is not None:
-        told = {"type": type(error).__name__, "message": str(error).strip(), "cell": None}
-    return {
-        "run": prepared.run,
-        "workflow": prepared.workflow,
-        "state": done.state if done is not None else "failed" if error and _failed(error) else "stopped",
-        "attempt": prepared.attempts + 1,
-        "output": prepared.target,
-        "result": {} if done is None else done.result,
-        "error": told,
-    }

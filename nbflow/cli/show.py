@@ -29,7 +29,7 @@ _STATES = {
 }
 
 #: Columns whose cells may take several lines in a narrow terminal.
-_FOLDED = {"step", "why", "what", "finding", "about"}
+_FOLDED = {"step", "why", "what", "finding", "about", "question", "options"}
 
 #: Columns whose cells may be cut in a narrow terminal.
 _CUT = {"workflow", "variable", "value", "outputs"}

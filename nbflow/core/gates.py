@@ -9,6 +9,10 @@ store, under the lock that orders all senders: of two decisions the first wins.
 
 What a gate shows (plots, tables) is the checkpoint of a `StepCursor` that is
 appended with its first start, under the name `SHOWN`: a list of exhibits.
+
+When its time is over the owner sends a decision too, by `TIMEOUT`, so that it
+goes through the same admission: a person who decided in the last moment was
+either first or is refused, and nobody's decision is lost.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from nbflow.core.errors import GateDecided, UnknownStep, UsageError
+from nbflow.core.errors import GateDecided, GatePending, UnknownStep, UsageError
 from nbflow.core.history import Execution, History
 from nbflow.core.model import Message, Struct
 from nbflow.core.states import DECISION, FINAL_RUN_STATES, StepState
@@ -33,6 +37,12 @@ FORM, SHOWN = "gate", "show"
 
 #: Key in the detail of the completed step: the decision as plain data.
 DECIDED = "decision"
+
+#: Who decides, and how, when nobody did in time.
+TIMEOUT = "timeout"
+
+#: … and where a condition on figures decides.
+QUALITY = "quality"
 
 OnTimeout = Literal["fail", "continue", "reject"]
 State = Literal["waiting", "approved", "rejected", "timed_out", "cancelled"]
@@ -112,12 +122,12 @@ def _gate(history: History, step: str, executions: list[Execution]) -> Gate:
     timer = Timer.of(last.started.detail)
     decision = _decision(history, form, last)
     state: State = "waiting"
-    if decision is not None:
+    if last.state == StepState.TIMED_OUT or (decision is not None and fails(form, decision)):
+        state, decision = "timed_out", None
+    elif decision is not None:
         state = decision.word
-    elif last.state == StepState.TIMED_OUT:
-        state = "timed_out"
-    elif last.forgotten or last.state == StepState.FAILED or history.state in FINAL_RUN_STATES:
-        state = "cancelled"
+    elif last.forgotten or last.ended is not None or history.state in FINAL_RUN_STATES:
+        state = "cancelled"  # one that a dead or interrupted process left is not ended: it still waits
     return Gate(
         step=step,
         form=form,
@@ -136,6 +146,11 @@ def _decision(history: History, form: Form, last: Execution) -> Decision | None:
     return None if taken is None else decision_of(taken.payload)
 
 
+def fails(form: Form, decision: Decision) -> bool:
+    """Tell whether a decision says that nobody decided in time, where that is a failure."""
+    return decision.via == TIMEOUT and form.on_timeout == "fail"
+
+
 def opening_of(execution: Execution) -> str:
     """Return which asking an execution of a gate belongs to; "" where it says none."""
     return str(execution.started.detail.get(FORM, {}).get("opening", ""))
@@ -148,8 +163,13 @@ def decision_of(payload: dict[str, Any]) -> Decision:
 
 def payload_of(gate: Gate, decision: Decision) -> dict[str, Any]:
     """Return the payload of the message that decides a gate."""
-    plain: dict[str, Any] = msgspec.to_builtins(decision)
-    return {"step": gate.step, "name": gate.form.name, "opening": gate.form.opening, DECIDED: plain}
+    opening = gate.form.opening
+    return {"step": gate.step, "name": gate.form.name, "opening": opening, DECIDED: plain_of(decision)}
+
+
+def plain_of(facts: Form | Decision) -> dict[str, Any]:
+    """Return a form or decision as JSON has it, and thus as it comes back from a journal: lists, no tuples."""
+    return dict(msgspec.json.decode(msgspec.json.encode(facts)))
 
 
 def selected(form: Form, selections: Iterable[str], *, approved: bool = True) -> tuple[str, ...]:
@@ -222,7 +242,7 @@ def admit(history: History, waiting: Iterable[Message], message: Message) -> Non
     for other in waiting:
         if first is None and other.topic == DECISION and other.payload.get("opening") == gate.form.opening:
             first = decision_of(other.payload)
-    if first is not None:
+    if first is not None and not fails(gate.form, first):
         raise GateDecided(decided_text(gate.form.name, run, first), decision=first, **about)
     if gate.form.opening != payload.get("opening"):
         raise GateDecided(
@@ -230,7 +250,10 @@ def admit(history: History, waiting: Iterable[Message], message: Message) -> Non
             hint="Look at what it shows now, and decide again.",
             **about,
         )
-    late = gate.due_at is not None and message.sent_at >= gate.due_at
+    decision = decision_of(payload)
+    late = first is not None or (
+        gate.due_at is not None and message.sent_at >= gate.due_at and decision.via != TIMEOUT
+    )
     if gate.state != "waiting" or late:
         how = "timed out" if late or gate.state == "timed_out" else "was given up"
         raise GateDecided(
@@ -238,8 +261,8 @@ def admit(history: History, waiting: Iterable[Message], message: Message) -> Non
             hint="`nbflow retry-step` has it asked anew when the run is resumed.",
             **about,
         )
-    decision = decision_of(payload)
-    selected(gate.form, decision.selections, approved=decision.approved)
+    if decision.via != TIMEOUT:
+        selected(gate.form, decision.selections, approved=decision.approved)
 
 
 def decided_text(name: str, run: str, first: Decision) -> str:
@@ -251,3 +274,37 @@ def decided_text(name: str, run: str, first: Decision) -> str:
     text += f" ({', '.join(first.selections)})" if first.selections else ""
     text += f": {first.feedback}" if first.feedback else "."
     return f"{text} That is final."
+
+
+def pending_at(run: str, workflow: str, gate: Gate) -> GatePending:
+    """Return what stops the code of a run at a gate that waits."""
+    from datetime import UTC, datetime
+    from shlex import quote
+
+    form = gate.form
+    until = ""
+    if gate.due_at is not None:
+        until = f" until {datetime.fromtimestamp(gate.due_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return GatePending(
+        f"Gate {form.name!r} of run {run} of {workflow} waits for a decision{until}"
+        + (f": {form.text}" if form.text else "."),
+        run=run,
+        step=gate.step,
+        name=form.name,
+        hint=f"Decide in the dashboard or with `nbflow approve {run} {quote(form.name)}` (or `reject`), "
+        "then run this again: it goes on from here.",
+    )
+
+
+def pending_of(error: BaseException) -> GatePending | None:
+    """Return the gate that stopped the code which raised this, also out of a group of exceptions; None where none did.
+
+    >>> pending = GatePending("Gate 'g' waits.", run="r", step="gate:g#0", name="g")
+    >>> pending_of(BaseExceptionGroup("two tasks", [ValueError(), pending])) is pending, pending_of(ValueError())
+    (True, None)
+    """
+    if isinstance(error, GatePending):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for found in map(pending_of, error.exceptions) if found is not None), None)
+    return None

@@ -118,6 +118,7 @@ class History:
     cursors: dict[str, StepCursor] = field(default_factory=dict)
     _done: dict[tuple[str, bytes], Execution] = field(default_factory=dict)
     _open: set[int] = field(default_factory=set)
+    _completed: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> History:
@@ -150,6 +151,7 @@ class History:
             if record.detail:
                 self.mailbox.add(entry)
             self._done[execution.started.step, execution.started.signature] = execution
+            self._completed.add(execution.started.step)
         elif isinstance(record, StepEnded):
             execution = self.executions[execution_of(entry)]
             if execution.state not in FINAL_STEP_STATES:
@@ -202,6 +204,10 @@ class History:
     def completed(self, step: str, signature: bytes) -> Execution | None:
         """Return the newest completed, not forgotten execution of this step with this signature."""
         return self._done.get((step, signature))
+
+    def open(self) -> list[Execution]:
+        """Return the executions that have not ended, in the order in which they began."""
+        return [self.executions[number] for number in sorted(tuple(self._open))]
 
     def latest(self, step: str) -> Execution | None:
         """Return the newest execution of the step in whatever state, forgotten ones included."""
@@ -257,7 +263,8 @@ class History:
             finished_at=self.finished_at,
             attempts=self.attached.attempt if self.attached else 0,
             generation=self.attached.generation if self.attached else 0,
-            steps=sum(1 for executions in self.by_step.values() if any(e.completed for e in executions)),
+            steps=len(self._completed),
             error=f"{self.error.type}: {self.error.message}" if self.error else self.reason,
             owner=self.attached.owner if self.attached else None,
+            forked=self.opened.forked,
         )

@@ -311,6 +311,7 @@ class RunInfo(Struct):
     error: str = ""
     owner: Owner | None = None
     alive: bool | None = None
+    forked: str | None = None
 
 
 class StepInfo(Struct):

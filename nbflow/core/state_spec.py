@@ -11,7 +11,7 @@ from nbflow.core.errors import UsageError
 from nbflow.core.lengths import length
 from nbflow.core.retry import RetryPolicy
 
-Kind = Literal["plain", "router", "poll", "timer", "batch", "stepped", "stream"]
+Kind = Literal["plain", "router", "poll", "timer", "gate", "batch", "stepped", "stream"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: Which kinds an option means something for; what is not named here is the runner's business.
@@ -27,7 +27,12 @@ OPTION_KINDS: Mapping[str, frozenset[Kind]] = MappingProxyType(
         "count": frozenset({"stream"}),
         "within": frozenset({"stream"}),
         "window": frozenset({"stream"}),
+        "ask": frozenset({"gate"}),
     }
+)
+#: Kinds that do nothing which could be undone, and why.
+_WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
+    {"router": "records nothing", "timer": "only waits", "gate": "only asks"}
 )
 _DURATIONS = ("every", "after", "within")
 _COUNTS = {"max_errors": 1, "max_parallel": 1, "count": 1, "item_retries": 0}
@@ -53,6 +58,32 @@ class SplitTargets:
     branches: frozenset[str] | None
     to: str | None
     joined: bool = True
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a state of kind "gate" asks, and the labels of the states to which the answers lead (None: an error).
+
+    `timeout` is in seconds, `show` names data of the machine, and `into` is the name
+    under which the decision becomes data.
+    """
+
+    text: str
+    approved: str
+    rejected: str | None = None
+    timed_out: str | None = None
+    options: tuple[str, ...] = ()
+    single: bool = False
+    show: tuple[str, ...] = ()
+    timeout: float | None = None
+    on_timeout: str = "fail"
+    wait: bool = False
+    into: str = "decision"
+
+    def ways(self) -> dict[str, str]:
+        """Return where each answer leads: the answer's word → a label."""
+        found = {"approved": self.approved, "rejected": self.rejected, "timed out": self.timed_out}
+        return {word: label for word, label in found.items() if label is not None}
 
 
 @dataclass(frozen=True)
@@ -106,10 +137,11 @@ class StateSpec:
         """Return what is wrong with this state by itself, for the list of `Definition.problems`."""
         where = f"State {self.label!r}{at(self)}"
         found = []
-        if self.handler is None and not (self.kind == "timer" and self.targets and len(self.targets) == 1):
+        timer = self.kind == "timer" and self.targets and len(self.targets) == 1
+        if self.handler is None and not timer and self.kind != "gate":
             found.append(f"{where} has no handler. Define one with @machine.state(...).")
-        if self.kind in ("router", "timer") and self.compensate is not None:
-            why = "records nothing" if self.kind == "router" else "only waits"
+        if self.kind in _WITHOUT_EFFECT and self.compensate is not None:
+            why = _WITHOUT_EFFECT[self.kind]
             found.append(
                 f"{where} is a {self.kind}, which {why}, but has compensate=. "
                 "Give it to the state whose work is to be undone."
@@ -123,6 +155,8 @@ class StateSpec:
             found.append(
                 f"{where} is a stream without count= or within=, so its windows never end. Give one of them."
             )
+        if self.kind == "gate" and not isinstance(self.options.get("ask"), Ask):
+            found.append(f"{where} is a gate that asks nothing. Define it with machine.gate(...).")
         if self.kind == "timer" and ("after" in self.options) == ("at" in self.options):
             what = "has both after= and at=" if "at" in self.options else "is a timer without after= or at="
             found.append(f"{where} {what}. Give one of the two.")

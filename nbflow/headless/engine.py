@@ -31,6 +31,11 @@ class NbflowEngine(NBClientEngine):  # type: ignore[misc]  # papermill ships no 
     * `nbflow_store`: the store's place; by default $NBFLOW_STORE, else the nearest
       `.nbflow` folder above the notebook.
     * `nbflow_collect`: names of variables that are recorded as the run's result.
+    * `nbflow_approve`: names of gates that are approved when they are asked, or a
+      mapping of them to feedback.
+
+    A notebook that stops at a gate raises `nbflow.errors.GatePending`, with which
+    papermill's command line ends with exit code 10.
     """
 
     @classmethod

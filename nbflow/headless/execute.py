@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ from nbflow.headless.identity import (
     verbatim,
     workflow_of,
 )
+from nbflow.headless.waiting import NotebookWaits, Waiting, undecided
+from nbflow.runtime.gates.ahead import Approvals
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -56,7 +58,9 @@ class Executed:
     `attempt` counts the executions of this run, `restored` and `ran` its cells in
     this one; both are 0 where the kernel could not record (another language).
     `seconds` is the wall time. `notebook` is the executed notebook as papermill
-    returns it, `result` the collected variables by name.
+    returns it, `result` the collected variables by name. `state` is completed, or
+    waiting: then `waiting` is the gate that somebody is to decide about, and the
+    same call carries on behind it.
     """
 
     run: str
@@ -67,6 +71,7 @@ class Executed:
     seconds: float
     notebook: NotebookNode = field(repr=False)
     result: dict[str, Any] = field(default_factory=dict, repr=False)
+    waiting: Waiting | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class Prepared:
     plan: Plan | None = None
     #: The process that has the run as yet; it is waited for, for a while.
     owner: str = ""
+    #: The gate at which it stopped, as long as nobody has decided about it.
+    undecided: Waiting | None = None
 
     @property
     def target(self) -> str | None:
@@ -104,6 +111,7 @@ class Prepared:
         import papermill
 
         begun = time.monotonic()
+        waiting: Waiting | None = None
         try:
             with _sockets(self.options) as sockets:
                 done = papermill.execute_notebook(
@@ -116,6 +124,8 @@ class Prepared:
                     **sockets,
                     **self.options,
                 )
+        except NotebookWaits as stopped:
+            done, waiting = stopped.notebook, stopped.waiting
         except BaseException as error:
             error.add_note(self._note(error))
             raise
@@ -128,8 +138,12 @@ class Prepared:
             ran=int(facts.get("ran", 0)),
             seconds=time.monotonic() - begun,
             notebook=done,
-            result=_result(self.store, self.run) if self.options.get("nbflow_collect") else {},
+            result=self._result() if waiting is None else {},
+            waiting=waiting,
         )
+
+    def _result(self) -> dict[str, Any]:
+        return _result(self.store, self.run) if self.options.get("nbflow_collect") else {}
 
     def _note(self, error: BaseException) -> str:
         if isinstance(error, (RunCancelled, LeaseLost)):
@@ -141,7 +155,7 @@ class Prepared:
         )
 
 
-def execute(
+def execute(  # noqa: PLR0913 - what an execution may be told; all but three by name
     notebook: str | Path | NotebookNode,
     output: str | Path | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -151,6 +165,7 @@ def execute(
     cwd: str | Path | None = None,
     collect: Sequence[str] = (),
     store: str | Path | None = None,
+    approve: Approvals | Iterable[str] | Mapping[str, str] = (),
     progress: bool = False,
     **options: Any,
 ) -> Executed:
@@ -162,7 +177,10 @@ def execute(
     `{parameter}` in them, `s3://…`), `output=None` writes no file. `collect` names
     variables of the notebook that become the run's result. `cwd` is the folder that the
     notebook runs in, `store` the store's place; by default $NBFLOW_STORE, else the nearest
-    `.nbflow` above the notebook. `options` are those of `papermill.execute_notebook`
+    `.nbflow` above the notebook. A notebook that stops at a gate returns with the state
+    "waiting", and its process is needed no more: when somebody has decided, the same call
+    carries it on. `approve` decides beforehand: names of gates, or a mapping of names to
+    feedback. `options` are those of `papermill.execute_notebook`
     (`execution_timeout=`, `start_timeout=`, `report_mode=`, `log_output=` …), times in seconds.
 
     Raises:
@@ -190,12 +208,13 @@ def execute(
         cwd=cwd,
         collect=collect,
         store=store,
+        approve=approve,
         progress=progress,
         **options,
     ).start()
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - as `execute`
     notebook: str | Path | NotebookNode,
     output: str | Path | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -205,6 +224,7 @@ def prepare(
     cwd: str | Path | None = None,
     collect: Sequence[str] = (),
     store: str | Path | None = None,
+    approve: Approvals | Iterable[str] | Mapping[str, str] = (),
     progress: bool = False,
     **options: Any,
 ) -> Prepared:
@@ -225,6 +245,7 @@ def prepare(
             raise UsageError(f"nbflow.execute has no option {name}: {why}.")
     if isinstance(collect, str):
         raise UsageError(f"collect is a text: {collect!r}.", hint="Give a list of names.")
+    ahead = Approvals.of(approve)
     if notebook == "-":
         raise UsageError(
             "A notebook from standard input can be read only once.",
@@ -262,6 +283,7 @@ def prepare(
         )
         info = open_run(opened, wanted, run=run or os.environ.get(RUN_VARIABLE) or None)
         plan = _plan(opened, info.run, nb) if info.attempts else None
+        gate = undecided(opened, info.run, time.time(), ahead.gates) if info.attempts else None
     finally:
         opened.close()
     return Prepared(
@@ -274,6 +296,7 @@ def prepare(
         cells=len(nb.cells),
         plan=plan,
         owner=f"process {info.owner.pid} on {info.owner.host}" if info.alive and info.owner else "",
+        undecided=gate,
         options={
             **options,
             "parameters": given,
@@ -281,6 +304,7 @@ def prepare(
             "cwd": None if cwd is None else str(cwd),
             "progress_bar": progress,
             "nbflow_collect": tuple(collect),
+            "nbflow_approve": ahead,
         },
     )
 

@@ -12,6 +12,7 @@ from nbflow.headless.execute import Prepared, prepare
 from nbflow.headless.identity import verbatim
 
 if TYPE_CHECKING:
+    from nbflow.runtime.gates.ahead import Approvals
     from nbflow.store.protocol import Store
 
 #: What `RunOpened.variant` begins with for a run of the engine, before the kernel's name.
@@ -36,7 +37,12 @@ def opening_of(store: Store, info: RunInfo) -> RunOpened:
 
 
 def prepare_again(
-    opened: RunOpened, store: Path, *, output: str | None = None, progress: bool = False
+    opened: RunOpened,
+    store: Path,
+    *,
+    output: str | None = None,
+    approve: Approvals | None = None,
+    progress: bool = False,
 ) -> Prepared:
     """Prepare the next execution of a notebook's run; `output` takes the place of the recorded one.
 
@@ -81,6 +87,7 @@ def prepare_again(
         cwd=launch["cwd"],
         collect=launch.get("collect", ()),
         store=store,
+        approve=approve or (),
         progress=progress,
         **_options(launch),
     )

@@ -39,6 +39,7 @@ from nbflow.headless.engine import RUN_VARIABLE
 from nbflow.headless.execution.bookkeeping import first_failure
 from nbflow.headless.identity import NEW, Source, Wanted, open_run, store_of
 from nbflow.headless.relaunch import opening_of
+from nbflow.headless.waiting import NotebookWaits
 from nbflow.store.local import LocalStore
 
 #: What a workflow's name begins with: the notebook is the scheduler's copy, and no file that anybody opens.
@@ -49,7 +50,8 @@ class NbflowExecutionManager(DefaultExecutionManager):  # type: ignore[misc]  # 
     """Executes the notebooks of jobs as durable runs, in the store of the server's root folder or $NBFLOW_STORE.
 
     Everything else is as with jupyter-scheduler's own: parameters, output formats,
-    files that a notebook writes, the status of a failed job. Files that restored
+    files that a notebook writes, the status of a failed job. A job whose notebook
+    waits at a gate is stopped, and its message names the gate. Files that restored
     cells wrote for the job that died are copied to the one that carries it on.
     """
 
@@ -58,6 +60,7 @@ class NbflowExecutionManager(DefaultExecutionManager):  # type: ignore[misc]  # 
 
         Raises:
             PapermillExecutionError: a cell failed. KernelDied: naming cell and signal.
+            NotebookWaits: a cell stopped at a gate.
         """
         job = self.model
         staged = Path(self.staging_paths["input"]).absolute()
@@ -88,6 +91,17 @@ class NbflowExecutionManager(DefaultExecutionManager):  # type: ignore[misc]  # 
             self.add_side_effects_files(str(staged.parent))
             self.create_output_files(job, nb)
         _raise_failure(nb)
+
+    def on_failure(self, e: Exception) -> None:
+        """Note what became of a job that did not complete; one that waits at a gate has not failed, and says so."""
+        if not isinstance(e, NotebookWaits):
+            super().on_failure(e)
+            return
+        with self.db_session() as session:
+            session.query(Job).filter(Job.job_id == self.job_id).update(
+                {"status": Status.STOPPED, "status_message": f"Waiting: {e.message}"}
+            )
+            session.commit()
 
     def _place(self) -> str | None:
         """Return where the store is; None leaves it to $NBFLOW_STORE."""

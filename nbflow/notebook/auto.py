@@ -25,7 +25,7 @@ AUTO_OPTION = "--auto-cell"
 
 _DURABLE = re.compile(r"^%%durable(?=\s|$)")
 _OWN_BUSINESS = re.compile(
-    r"^\s*%(?:nbflow|load_ext|unload_ext|reload_ext|autoreload|config|autoawait|reset|debug|tb)\b|^%%durable\b",
+    r"^\s*%(?:nbflow|load_ext|unload_ext|reload_ext|autoreload|config|autoawait|reset|debug|tb)\b|^%%(?:durable|gate)\b",
     re.MULTILINE,
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nbflow.notebook.auto import takes
 
-_DURABLE = re.compile(r"\A\s*%%durable(?=\s|$)(.*)")
+_DURABLE = re.compile(r"\A\s*%%(durable|gate)(?=\s|$)(.*)")
 _AUTO = re.compile(r"^\s*%nbflow\s+auto\b[ \t]*(\w*)", re.MULTILINE)
 
 
@@ -19,7 +19,8 @@ _AUTO = re.compile(r"^\s*%nbflow\s+auto\b[ \t]*(\w*)", re.MULTILINE)
 class PlannedCell:
     """One code cell: `source` is its body without the magic's line, `line` the rest of that line.
 
-    `durable` cells are recorded; the others run every time. `index` counts all cells of the file from 0.
+    `durable` cells are recorded, of which a `gate` is one; the others run every time.
+    `index` counts all cells of the file from 0.
     """
 
     source: str
@@ -35,6 +36,7 @@ class PlannedCell:
     cell_id: str = ""
     auto: bool = False
     problem: str = ""
+    gate: bool = False
 
 
 def read_notebook(path: Path | str, *, auto: bool = False) -> list[PlannedCell]:
@@ -87,13 +89,14 @@ def _planned(text: str, index: int, cell_id: str, auto: bool) -> PlannedCell:
     if magic is None:
         mine = auto and takes(text)
         return PlannedCell(text, index, durable=mine, cell_id=cell_id, auto=mine)
-    line = magic[1].strip()
+    line = magic[2].strip()
     body = text[magic.end() :].removeprefix("\n")
     from nbflow.core.errors import UsageError
-    from nbflow.notebook.options import durable_parser, parse_durable
+    from nbflow.notebook.options import durable_parser, gate_parser, parse_durable, parse_gate
 
+    gate = magic[1] == "gate"
     try:
-        options = parse_durable(durable_parser(), line)
+        options = parse_gate(gate_parser(), line) if gate else parse_durable(durable_parser(), line)
     except UsageError as error:
         return PlannedCell(body, index, durable=True, line=line, cell_id=cell_id, problem=str(error))
     return PlannedCell(
@@ -108,4 +111,5 @@ def _planned(text: str, index: int, cell_id: str, auto: bool) -> PlannedCell:
         inputs=options.inputs,
         out=options.out,
         cell_id=cell_id,
+        gate=gate,
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbflow.core.errors import NbflowError, UnknownRun, UnknownStep, UsageError
+from nbflow.core.gates import gates_of
 from nbflow.core.history import Execution, History
 from nbflow.notebook import detail as keys
 from nbflow.notebook import messages
@@ -33,13 +34,21 @@ class Subcommand:
     wants: tuple[str, ...] = ()
 
 
+_DECIDING = ("GATE", "RUN", "--feedback", "--select")
+
 SUBCOMMANDS: dict[str, Subcommand] = {
+    "approve": Subcommand(
+        "approve [RUN] GATE",
+        "approve what a gate asks; --feedback TEXT, --select OPTION (repeatable)",
+        _DECIDING,
+    ),
     "auto": Subcommand("auto on|off", "make every later cell durable, or stop it", ("on", "off")),
     "cancel": Subcommand(
         "cancel [RUN] [--yes]",
         "cancel a run for good, by default the present one; --reason TEXT says why",
         ("RUN", "--reason", "--yes"),
     ),
+    "dashboard": Subcommand("dashboard [RUN]", "runs, steps and gates, live in this notebook", ("RUN",)),
     "delete": Subcommand("delete RUN [--yes]", "delete a run and all it recorded", ("RUN", "--yes")),
     "finish": Subcommand("finish", "complete the run; the next durable cell starts a new one"),
     "forget": Subcommand(
@@ -47,9 +56,11 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "have a step, or all calls of a function, run again, with what depends on them",
         ("STEP", "--all", "--yes"),
     ),
+    "gates": Subcommand("gates [--all]", "the gates that wait for a decision, of every run", ("--all",)),
     "help": Subcommand("help", "this page"),
     "new": Subcommand("new", "start a fresh run; the present one stays as it is"),
     "outputs": Subcommand("outputs [STEP]", "the recorded variables of the run, or of one step", ("STEP",)),
+    "reject": Subcommand("reject [RUN] GATE", "reject what a gate asks; --feedback TEXT says why", _DECIDING),
     "resume": Subcommand(
         "resume RUN [--steal]",
         "carry on another unfinished run; RUN is an id or its beginning",
@@ -131,6 +142,8 @@ class Commands:
         history = self._history()
         if history is None:
             return self._no_run()
+        if self.host.session is not None:
+            self.host.session.recorder.take_messages()  # a gate that was decided does not wait any more
         alive = self._standing(history) == _ELSEWHERE
         return self.host.plan(history, self._title(history), alive=alive)
 
@@ -160,6 +173,13 @@ class Commands:
         workflow = None if found.every else self.host.workflow()
         current = self.host.session.run if self.host.session is not None else None
         return runs_table(self.host.store().runs(RunQuery(workflow=workflow)), workflow, current)
+
+    def do_dashboard(self, rest: str) -> Any:
+        """Runs, steps and gates, live in this notebook."""
+        from nbflow.notebook.shown import show
+
+        found = self._arguments("dashboard", rest, ("run", {"nargs": "?", "metavar": "RUN"}))
+        return show("dashboard", run=found.run)
 
     def do_sql(self, rest: str) -> Any:
         """SQL over the store's views and over recorded tables (step.variable)."""
@@ -320,6 +340,27 @@ class Commands:
         signal(info.run, found.name, payload, store=self.host.store(), id=found.id)
         messages.say(self.host.shell, f"Signal {found.name} is sent to run {info.run} of {info.workflow}.")
 
+    def do_gates(self, rest: str) -> Any:
+        """The gates that wait for a decision, of every run; --all shows decided ones and those of finished runs."""
+        from nbflow.notebook.gate_commands import listed
+
+        found = self._arguments("gates", rest, ("--all", {"action": "store_true", "dest": "every"}))
+        return listed(self.host, every=found.every)
+
+    def do_approve(self, rest: str) -> None:
+        """Approve what a gate asks, of this run or of another."""
+        self._decide("approve", rest)
+
+    def do_reject(self, rest: str) -> None:
+        """Reject what a gate asks, of this run or of another."""
+        self._decide("reject", rest)
+
+    def _decide(self, word: str, rest: str) -> None:
+        from nbflow.notebook.gate_commands import ARGUMENTS, decided
+
+        found = self._arguments(word, rest, *ARGUMENTS)
+        decided(self.host, found, self._history, approved=word == "approve")
+
     def do_auto(self, rest: str) -> None:
         """Make every later cell durable, or stop it."""
         found = self._arguments(
@@ -352,6 +393,12 @@ class Commands:
         """List the recorded steps, for completion; nothing is attached or opened for it."""
         history = self.host.session.history if self.host.session is not None else None
         return list(history.by_step) if history is not None else []
+
+    def gate_names(self) -> list[str]:
+        """List the gates of this run that wait, for completion; nothing is attached or opened for it."""
+        history = self.host.session.history if self.host.session is not None else None
+        waiting = [] if history is None else [gate for gate in gates_of(history) if gate.state == "waiting"]
+        return list(dict.fromkeys(gate.form.name for gate in waiting))
 
     def run_ids(self) -> list[str]:
         """List this notebook's runs, for completion; [] when the store is busy or cannot be read."""

@@ -1,4 +1,4 @@
-"""Complete `%%durable` and `%nbflow` lines: options, subcommands, step names and run ids.
+"""Complete `%%durable`, `%%gate` and `%nbflow` lines: options, subcommands, step names and run ids.
 
 IPython's completer knows a magic's options only for line magics with a parser;
 this matcher stands beside Jedi and, on these lines, before it.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-_LINE = re.compile(r"^\s*(%%durable|%nbflow)\s+(.*)$", re.DOTALL)
+_LINE = re.compile(r"^\s*(%%durable|%%gate|%nbflow)\s+(.*)$", re.DOTALL)
 
 
 class LineMatcher:
@@ -23,11 +23,15 @@ class LineMatcher:
         subcommands: dict[str, tuple[str, ...]],
         steps: Callable[[], list[str]],
         runs: Callable[[], list[str]],
+        *,
+        gate_options: Iterable[str] = (),
+        gates: Callable[[], list[str]] = list,
     ) -> None:
         self._shell = shell
         self._durable_options = sorted(durable_options)
         self._subcommands = subcommands
-        self._steps, self._runs = steps, runs
+        self._gate_options = sorted(gate_options)
+        self._steps, self._runs, self._gates = steps, runs, gates
         self._matcher: Any = None
 
     def install(self) -> None:
@@ -65,11 +69,12 @@ class LineMatcher:
         lines = text.split("\n")
         line = lines[line_number] if line_number < len(lines) else ""
         found = _LINE.match(line[:position])
-        if not found or (found[1] == "%%durable" and line_number != 0):
+        if not found or (found[1].startswith("%%") and line_number != 0):
             return []
         words = found[2].split(" ")
         typed, before = words[-1], [word for word in words[:-1] if word]
-        choices = self._durable(typed, before) if found[1] == "%%durable" else self._nbflow(typed, before)
+        tell = {"%%durable": self._durable, "%%gate": self._gate, "%nbflow": self._nbflow}[found[1]]
+        choices = tell(typed, before)
         return [choice for choice in choices if choice.startswith(typed) and choice != typed]
 
     def _durable(self, typed: str, before: list[str]) -> list[str]:
@@ -78,6 +83,15 @@ class LineMatcher:
         if typed.startswith("-"):
             return [option for option in self._durable_options if option not in before]
         return [] if any(not word.startswith("-") for word in before) else self._steps()
+
+    def _gate(self, typed: str, before: list[str]) -> list[str]:
+        values = {"--on-timeout": ["fail", "continue", "reject"], "--on-reject": ["raise", "return"]}
+        if before and before[-1] in values:
+            return values[before[-1]]
+        once = [option for option in before if option != "--option"]
+        if typed.startswith("-"):
+            return [option for option in self._gate_options if option not in once]
+        return []
 
     def _nbflow(self, typed: str, before: list[str]) -> list[str]:
         if not before:
@@ -92,6 +106,8 @@ class LineMatcher:
                 found += self._steps()
             elif want == "RUN":
                 found += self._runs()
+            elif want == "GATE":
+                found += self._gates()
             elif not want.startswith("-"):
                 found.append(want)
         return [word for word in found if word not in before]

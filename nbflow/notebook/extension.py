@@ -9,14 +9,15 @@ from typing import Any
 
 from traitlets import TraitError
 
-from nbflow.notebook import messages, taps
+from nbflow.core.gates import Gate
+from nbflow.notebook import gate_cell, messages, shown, taps
 from nbflow.notebook.auto import CellRewriter
 from nbflow.notebook.commands import SUBCOMMANDS, Commands
 from nbflow.notebook.completion import LineMatcher
 from nbflow.notebook.config import NbFlow
 from nbflow.notebook.host import Host
 from nbflow.notebook.magics import DurableMagics
-from nbflow.notebook.options import durable_options
+from nbflow.notebook.options import durable_options, gate_options
 from nbflow.notebook.runner import CellRunner
 from nbflow.notebook.warned import WARNED
 from nbflow.runtime import active
@@ -33,17 +34,24 @@ class Extension:
         self.host = Host(shell, self.config)
         self.rewriter = CellRewriter(shell, lambda: self.config.auto)
         self.runner = CellRunner(self.host, self.rewriter)
+        self.gates = gate_cell.GateRunner(self.host, self.rewriter)
         self.commands = Commands(self.host)
         wants = {word: subcommand.wants for word, subcommand in SUBCOMMANDS.items()}
         self.matcher = LineMatcher(
-            shell, durable_options(), wants, self.commands.step_names, self.commands.run_ids
+            shell,
+            durable_options(),
+            wants,
+            self.commands.step_names,
+            self.commands.run_ids,
+            gate_options=gate_options(),
+            gates=self.commands.gate_names,
         )
         self._undo: list[Callable[[], None]] = []
 
     def load(self) -> None:
         """Install magics, transform, events, matcher, settings and the opener of durable calls."""
         shell, host = self.shell, self.host
-        magics = DurableMagics(shell, host, self.runner, self.commands)
+        magics = DurableMagics(shell, host, self.runner, self.gates, self.commands)
         shell.register_magics(magics)
         self._undo.append(magics.remove)
         shell.configurables.append(self.config)
@@ -61,6 +69,10 @@ class Extension:
         self._undo.append(WARNED.remove)
         messages.install_error_rendering()
         self._undo.append(messages.remove_error_rendering)
+        gate_cell.install_rendering(host)
+        gate_cell.show_with(partial(_show_live, host))
+        self._undo.append(gate_cell.remove_rendering)
+        self._undo.append(partial(gate_cell.show_with, None))
         atexit.register(host.detach)
         self._undo.append(lambda: atexit.unregister(host.detach))
 
@@ -70,6 +82,15 @@ class Extension:
             self._undo.pop()()
         taps.forget(self.shell)
         self.host.close()
+
+
+def _show_live(
+    host: Host, shell: Any, asked: gate_cell.Asked, gate: Gate, occasion: gate_cell.Occasion
+) -> bool:
+    """Show a gate with buttons, where there is a kernel and a person in front of it."""
+    if host.engaged or getattr(shell, "kernel", None) is None:
+        return False
+    return bool(shown.show("gate", shell=shell, asked=asked, gate=gate, occasion=occasion))
 
 
 def _settings(shell: Any) -> NbFlow:
@@ -99,6 +120,11 @@ def extension_of(shell: Any) -> Extension:
     """Return what is loaded into a shell."""
     extension: Extension = getattr(shell, _PLACE)
     return extension
+
+
+def loaded_in(shell: Any) -> Extension | None:
+    """Return what is loaded into a shell, or None."""
+    return getattr(shell, _PLACE, None)
 
 
 def unload_ipython_extension(shell: Any) -> None:

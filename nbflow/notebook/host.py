@@ -91,7 +91,7 @@ class Host:
         self.engaged = False
         #: Whether a later cell of the notebook looks at results (`_`, `Out[3]`): then each is recorded.
         self.results = False
-        self._progress = Progress(shell)
+        self._progress = Progress(shell, quiet=lambda: config.quiet or self.engaged)
 
     # --- the cell that is executing ----------------------------------------------------------------
 
@@ -117,6 +117,8 @@ class Host:
         self._places.append(place)
         self.deleted.update(self._deleted_cells())
         self._scope_of_plain_cell(place)
+        if place.recorded:
+            self._progress.begin()
         self._ambient_before = self._look_around() if ambient.speaks_of_seeds(place.raw) else None
 
     def post_run_cell(self, result: Any = None) -> None:
@@ -126,6 +128,10 @@ class Host:
             self.lose(error)  # a durable call in a plain cell; its error was shown just now
         elif isinstance(error, RunCancelled):
             self.stop(error)
+        elif error is not None:
+            from nbflow.notebook.gate_cell import stopped  # it knows the runner, which knows this module
+
+            stopped(self, error)
         if not self._places:
             return
         place = self._places.pop()
@@ -257,6 +263,7 @@ class Host:
         active.add(session)
         if self.place is not None:
             self._scope_of_plain_cell(self.place)
+            self._progress.begin()
         if plan and not asked and session.resumed and self.config.plan:
             self.show_plan()
         return session

@@ -6,7 +6,14 @@ import html
 import traceback
 from typing import Any
 
-from nbflow.core.errors import ChildFailed, CompensationFailed, ItemsFailed, JoinFailed, NbflowError
+from nbflow.core.errors import (
+    ChildFailed,
+    CompensationFailed,
+    GateRejected,
+    ItemsFailed,
+    JoinFailed,
+    NbflowError,
+)
 from nbflow.notebook.amounts import duration, moment
 
 #: Metadata that marks an output as nbflow's own words, for tools that compare or strip outputs.
@@ -18,6 +25,9 @@ PROTOCOL = 1
 #: The format of the message in which a cell tells papermill's engine what became of it; no front end shows it.
 REPORT = "application/vnd.nbflow.cell+json"
 
+#: The format of the message in which a kernel tells papermill's engine at which gate a cell stopped.
+WAITS = "application/vnd.nbflow.waits+json"
+
 #: The theme's font for what a program says, as against what code printed.
 FONT = "font-family:var(--jp-ui-font-family, sans-serif);font-size:var(--jp-ui-font-size1, 13px)"
 
@@ -25,16 +35,17 @@ FONT = "font-family:var(--jp-ui-font-family, sans-serif);font-size:var(--jp-ui-f
 SCROLL = "overflow-x:auto;max-width:100%"
 
 
-def say(shell: Any, text: str, *, display_id: str = "", update: bool = False) -> None:
+def say(shell: Any, text: str, *, display_id: str = "", update: bool = False, passing: bool = False) -> None:
     """Show one line: small and quiet where there is HTML, plain text elsewhere.
 
-    With `display_id` the line can be changed later (`update`).
+    With `display_id` the line can be changed later (`update`). One that is `passing`
+    changes all the time, so screen readers do not read each change out.
     """
     # Less than the text's full strength, by the theme's own colour: at least 4.5 : 1 in light and dark.
     style = f"color:inherit;opacity:0.75;{FONT}"
     data = {
         "text/plain": text,
-        "text/html": f'<div role="status" style="{style}">{html.escape(text)}</div>',
+        "text/html": f'<div role="{"timer" if passing else "status"}" style="{style}">{html.escape(text)}</div>',
     }
     if not display_id:
         shell.display_pub.publish(data=data, metadata=MARK)
@@ -66,6 +77,8 @@ def render_error(error: NbflowError) -> list[str]:
     # Bold alone: red on the red of an error in JupyterLab's dark theme cannot be read.
     lines = [f"\x1b[1m{type(error).__name__}\x1b[0m: {error}"]
     lines.extend(str(note) for note in getattr(error, "__notes__", ()))
+    if isinstance(error, GateRejected) and error.decision is not None:
+        lines.append(f"rejected by {error.decision.by} {moment(error.decision.at)} ({error.decision.via})")
     where = _user_line(error)
     if where:
         lines.append(f"\x1b[2m{where}\x1b[0m")

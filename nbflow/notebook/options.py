@@ -1,16 +1,17 @@
-"""What `%%durable` can be told: the options, their help, and the checked record of them."""
+"""What `%%durable` and `%%gate` can be told: the options, their help, and the checked records of them."""
 
 from __future__ import annotations
 
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, HelpFormatter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from IPython.core.error import UsageError as IPythonUsageError
 from IPython.core.magic_arguments import MagicArgumentParser
 
 from nbflow.core.errors import UsageError
+from nbflow.core.gates import OnTimeout
 from nbflow.core.retry import RetryPolicy, seconds
 from nbflow.notebook.auto import AUTO_OPTION
 
@@ -32,6 +33,49 @@ class CellOptions:
     check: bool = False
     display: bool = True
     auto: bool = False
+
+    @property
+    def declared(self) -> str:
+        """What makes the work another one although code and inputs are the same: what counts as output."""
+        return "" if self.out is None else "out=" + ",".join(sorted(self.out))
+
+    @property
+    def always(self) -> bool:
+        """Whether the cell is a step also where it only defines things or says nothing."""
+        return False
+
+
+@dataclass(frozen=True)
+class GateOptions(CellOptions):
+    """The options of a cell that is a gate: what it asks, and what becomes of the answer."""
+
+    text: str = ""
+    choices: tuple[str, ...] = ()
+    single: bool = False
+    due: float | None = None
+    on_timeout: OnTimeout = "fail"
+    wait: bool = False
+    on_reject: Literal["raise", "return"] = "raise"
+
+    @property
+    def variable(self) -> str:
+        """The variable that the decision is bound to."""
+        return self.out[0] if self.out else DECISION
+
+    @property
+    def declared(self) -> str:
+        """A question put in other words, or with other options, is another question."""
+        asked = (self.text, self.choices, self.single, self.on_reject)
+        return f"{super().declared};gate={asked!r}"
+
+    @property
+    def always(self) -> bool:
+        """A gate asks, whatever its body shows."""
+        return True
+
+
+#: The variable that a gate binds unless it is told another one.
+DECISION = "decision"
 
 
 class _Help(HelpFormatter):
@@ -140,6 +184,87 @@ def parse_durable(parser: ArgumentParser, line: str) -> CellOptions:
     )
 
 
+def gate_parser() -> ArgumentParser:
+    """Return the parser of the `%%gate` line; its help is what `%%gate?` shows."""
+    parser = new_parser(
+        "%%gate",
+        description="Stop here until somebody approves. The body shows what is to be judged: all that it "
+        "displays is recorded with the question. The decision is bound to a variable, and is recorded as "
+        "the result of a durable cell is: once decided, the gate is not asked again until what it shows changes.",
+    )
+    parser.usage = "%%%%gate NAME [QUESTION ...] [option ...]"
+    add = parser.add_argument
+    add("words", nargs="*", metavar="NAME QUESTION", help=SUPPRESS)
+    add("-o", "--option", action="append", default=[], metavar="A", help="What may be selected; repeatable.")
+    add("--single", action="store_true", help="An approval selects exactly one of the options.")
+    add("--timeout", metavar="TIME", help='How long it waits: "2d", "12h". By default without end.')
+    add(
+        "--on-timeout",
+        choices=list(get_args(OnTimeout)),
+        default="fail",
+        help="What happens when nobody decided in time. Default: fail.",
+    )
+    add("--wait", action="store_true", help="Wait in place instead of stopping the notebook.")
+    add(
+        "--on-reject",
+        choices=["raise", "return"],
+        default="raise",
+        help="A rejection is an error, or the decision (which is false). Default: raise.",
+    )
+    add("--as", dest="variable", default=DECISION, metavar="VARIABLE", help="Default: decision.")
+    add(
+        "--in",
+        dest="inputs",
+        action="append",
+        metavar="A,B",
+        help="What it depends on, instead of what is found.",
+    )
+    return parser
+
+
+def parse_gate(parser: ArgumentParser, line: str) -> GateOptions:
+    """Read a `%%gate` line.
+
+    Raises:
+        UsageError: in one sentence; nobody was asked.
+    """
+    found = _parsed(_Intermixed(parser), line, "%%gate?")
+    if not found.words:
+        raise UsageError("A gate has a name.", hint='For example: %%gate publish "Publish to the site?"')
+    name = found.words[0]
+    if "/" in name or "#" in name:
+        raise UsageError(
+            f"A gate's name must not hold / or #, as {name!r} does.", hint="They part steps from their calls."
+        )
+    if not found.variable.isidentifier():
+        raise UsageError(f"--as wants the name of a variable, and {found.variable!r} is none.")
+    return GateOptions(
+        name=name,
+        inputs=_names("--in", found.inputs),
+        out=(found.variable,),
+        text=" ".join(found.words[1:]),
+        choices=tuple(found.option),
+        single=found.single,
+        due=seconds(found.timeout),
+        on_timeout=found.on_timeout,
+        wait=found.wait,
+        on_reject=found.on_reject,
+    )
+
+
+class _Intermixed:
+    """Reads a line as people write it: a question of several words, options wherever they stand, texts in quotes."""
+
+    def __init__(self, parser: ArgumentParser) -> None:
+        self._parser = parser
+        self._actions = parser._actions  # noqa: SLF001 - what is meant by a slip is looked up there
+
+    def parse_argstring(self, line: str) -> Any:
+        import shlex
+
+        return self._parser.parse_intermixed_args(shlex.split(line))
+
+
 def parse_with(parser: ArgumentParser, line: str, manual: str) -> Any:
     """Read a magic's line with any parser.
 
@@ -149,9 +274,9 @@ def parse_with(parser: ArgumentParser, line: str, manual: str) -> Any:
     return _parsed(parser, line, manual)
 
 
-def _parsed(parser: ArgumentParser, line: str, manual: str) -> Any:
+def _parsed(parser: ArgumentParser | _Intermixed, line: str, manual: str) -> Any:
     try:
-        return parser.parse_argstring(line)  # type: ignore[attr-defined]
+        return parser.parse_argstring(line)  # type: ignore[union-attr]
     except IPythonUsageError as error:
         text = str(error).strip()
         known = [option for action in parser._actions for option in action.option_strings]  # noqa: SLF001
@@ -196,7 +321,16 @@ def _names(option: str, given: list[str] | None) -> tuple[str, ...] | None:
 
 def durable_options() -> list[str]:
     """List the options of `%%durable` as they are completed."""
-    actions = durable_parser()._actions  # noqa: SLF001 - argparse has no other list of them
+    return _options(durable_parser())
+
+
+def gate_options() -> list[str]:
+    """List the options of `%%gate` as they are completed."""
+    return _options(gate_parser())
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    actions = parser._actions  # noqa: SLF001 - argparse has no other list of them
     return [
         text
         for action in actions

@@ -20,11 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from nbflow.core.errors import GatePending
+from nbflow.core.gates import Gate, gates_of
 from nbflow.core.history import Execution, History
 from nbflow.core.states import StepState
 from nbflow.notebook.amounts import duration, moment
 from nbflow.notebook.analysis import CellAnalysis, analyse, code_digest, parse
-from nbflow.notebook.calls import Calls, calls_of, first_line
+from nbflow.notebook.calls import Calls, calls_of, first_line, scope_of
 from nbflow.notebook.cells import PlannedCell
 from nbflow.notebook.detail import CODE, DELETES, HELPERS, READS, UNSTORED, WRITES
 from nbflow.notebook.expressions import STORE
@@ -33,12 +35,16 @@ from nbflow.notebook.purity import is_atom, may_change_unknown
 from nbflow.notebook.tracking import is_private
 from nbflow.values.fingerprint import fingerprint
 
-Action = Literal["restore", "run", "gone"]
+Action = Literal["restore", "run", "gone", "wait"]
+
+
+#: The recorded type of what stops a cell at a gate.
+_PENDING = f"{GatePending.__module__}.{GatePending.__qualname__}"
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One line of a plan: a durable cell, or all calls of one durable function in a plain cell.
+    """One line of a plan: a durable cell, all calls of one durable function in a plain cell, or a gate that waits.
 
     `seconds` that the recorded execution took, `index` of the cell in the file,
     `calls` that are recorded (0 for a cell), `code`: the first line of a cell
@@ -52,6 +58,8 @@ class PlannedStep:
     index: int | None = None
     calls: int = 0
     code: str = ""
+    #: Of a gate that waits: its key.
+    step: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,11 @@ class Plan:
         return sum(step.action == "restore" and not step.calls for step in self.steps)
 
     @property
+    def waiting(self) -> int:
+        """How many gates wait for somebody to decide."""
+        return sum(step.action == "wait" for step in self.steps)
+
+    @property
     def to_run(self) -> int:
         """How many durable cells are expected to run."""
         return sum(step.action == "run" for step in self.steps)
@@ -81,6 +94,8 @@ class Plan:
         """One line: `8 to restore, 4 to run, 12 calls recorded`."""
         calls = sum(step.calls for step in self.steps)
         and_calls = f", {calls} call{'' if calls == 1 else 's'} recorded" if calls else ""
+        if self.waiting:
+            and_calls += f", {self.waiting} waiting at a gate"
         if not self.from_file:
             return f"{self.restored} recorded, {self.to_run} not{and_calls}"
         return f"{self.restored} to restore, {self.to_run} to run{and_calls}"
@@ -173,9 +188,12 @@ def make_plan(
     present = {name for name in named if name is not None}
     twice = {name for name, count in Counter(cell.name for cell in cells).items() if name and count > 1}
     calls = calls_of(history)
+    gates = _waiting(history)
     for cell, found, name in zip(cells, analyses, named, strict=True):
         if name is None:
             steps.extend(_of_calls(one, now, cell.index) for one in calls if one.is_in(cell) and one.done)
+            inside = [gate for gate in gates if Calls("", scope_of(gate.step), ()).is_in(cell)]
+            steps.extend(_of_gate(gate, now, cell.index) for gate in inside)
             if cell.problem:
                 steps.append(
                     PlannedStep(cell.line or f"cell {cell.index}", "run", cell.problem, index=cell.index)
@@ -185,16 +203,21 @@ def make_plan(
         if namespace is not None:
             _look_up(world, found, namespace, bound_by_durable)
         step, execution = _predict(world, cell, found, name, history, present, now=now, alive=alive)
+        inside_gates = [gate for gate in gates if scope_of(gate.step) == name]
         if name in twice:
             step = PlannedStep(name, "run", "two cells have this name: rename one", index=cell.index)
+        elif step.action == "run" and inside_gates:
+            step = _of_gate(inside_gates[0], now, cell.index, name)
         elif step.action == "run":
-            inside = [one.count for one in calls if one.scope == name and one.done]
-            if inside:
-                step = replace(step, reason=f"{step.reason}; {inside[0]} in it recorded")
+            recorded = [one.count for one in calls if one.scope == name and one.done]
+            if recorded:
+                step = replace(step, reason=f"{step.reason}; {recorded[0]} in it recorded")
         if is_nameless(name):
             step = replace(step, code=first_line(cell.source))
         steps.append(step)
         _leave_behind(world, found, cell.source, name, execution, history)
+    placed = {step.step for step in steps if step.action == "wait"}
+    steps.extend(_of_gate(gate, now) for gate in gates if gate.step not in placed)
     steps.extend(_gone(history, present, now))
     return Plan(tuple(steps), title=title)
 
@@ -212,6 +235,13 @@ def plan_of_history(
             steps.append(PlannedStep(key, "restore", _recorded(done[-1], now), _seconds(done[-1])))
         else:
             steps.append(PlannedStep(key, "run", _trouble(executions[-1], alive) or "not recorded yet"))
+    gates = _waiting(history)
+    for number, step in enumerate(steps):
+        inside = [gate for gate in gates if step.action == "run" and scope_of(gate.step) == step.name]
+        if inside:
+            steps[number] = _of_gate(inside[0], now, name=step.name)
+    placed = {step.step for step in steps}
+    steps.extend(_of_gate(gate, now) for gate in gates if gate.step not in placed)
     plain = [one for one in calls_of(history) if one.scope not in history.by_step and one.done]
     steps.extend(_of_calls(one, now) for one in plain)
     return Plan(tuple(steps), from_file=False, title=title)
@@ -316,6 +346,8 @@ def _trouble(execution: Execution, alive: bool) -> str | None:
     ended = execution.ended
     if ended is None:
         return None
+    if ended.error is not None and ended.error.type == _PENDING:
+        return "its gate is decided: it goes on"
     if ended.state == StepState.FAILED and ended.error is not None:
         message = ended.error.message.strip().partition("\n")[0]
         kind = ended.error.type.rpartition(".")[2]
@@ -417,7 +449,7 @@ def _look_up(
 
 
 def _records(cell: PlannedCell, analysis: CellAnalysis) -> bool:
-    return cell.durable and not analysis.definition_only
+    return cell.durable and (cell.gate or not analysis.definition_only)
 
 
 def _gone(history: History, present: set[str], now: float | None) -> Iterable[PlannedStep]:
@@ -438,6 +470,19 @@ def _of_calls(calls: Calls, now: float | None, index: int | None = None) -> Plan
     last = max(step.finished_at or step.started_at for step in calls.done)
     reason = f"{calls.count} recorded {moment(last, now)}, took {duration(calls.seconds)}"
     return PlannedStep(f"{calls.name}()", "restore", reason, calls.seconds, index, calls=len(calls.done))
+
+
+def _waiting(history: History) -> list[Gate]:
+    return [gate for gate in gates_of(history) if gate.state == "waiting"]
+
+
+def _of_gate(gate: Gate, now: float | None, index: int | None = None, name: str = "") -> PlannedStep:
+    """Return the line of a gate that waits, or of the durable cell that stopped at it."""
+    asks = gate.form.text.strip().partition("\n")[0]
+    due = f", until {moment(gate.due_at, now)}" if gate.due_at is not None else ""
+    at = f"at gate {gate.form.name} " if name not in ("", gate.form.name) else ""
+    reason = f"waits {at}since {moment(gate.opened_at, now)}{due}{f': {asks}' if asks else ''}"
+    return PlannedStep(name or gate.form.name, "wait", reason, index=index, step=gate.step)
 
 
 def _seconds(execution: Execution) -> float | None:

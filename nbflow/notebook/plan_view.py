@@ -11,14 +11,15 @@ from nbflow.notebook.messages import FONT, SCROLL
 if TYPE_CHECKING:
     from nbflow.notebook.plan import Plan, PlannedStep
 
-_ICONS = {"restore": "✓", "run": "▶", "gone": "–"}
-_WORDS = {"restore": "restore", "run": "run", "gone": "no cell"}
-_RECORDED_WORDS = {"restore": "recorded", "run": "not recorded", "gone": "no cell"}
+_ICONS = {"restore": "✓", "run": "▶", "gone": "–", "wait": "⏸"}
+_WORDS = {"restore": "restore", "run": "run", "gone": "no cell", "wait": "waiting"}
+_RECORDED_WORDS = {"restore": "recorded", "run": "not recorded", "gone": "no cell", "wait": "waiting"}
 #: Of the icons alone: the words have the text's own colour, whose contrast the theme answers for.
 _COLOURS = {
     "restore": "var(--jp-success-color1, #2e7d32)",
     "run": "var(--jp-brand-color1, #1976d2)",
     "gone": "inherit",
+    "wait": "var(--jp-warn-color1, #b26a00)",
 }
 _CELL = "text-align:left;padding:0.1em 0.9em 0.1em 0;vertical-align:top;white-space:nowrap"
 _WRAPPED = _CELL.replace("nowrap", "normal")

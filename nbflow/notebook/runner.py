@@ -63,7 +63,7 @@ RERUN_TAG, ONCE_TAG, SKIP_TAG = "nbflow-rerun", "nbflow-once", "nbflow-skip"
 
 
 @dataclass
-class _Work:
+class Work:
     """One durable cell about to be replayed or run."""
 
     session: Session
@@ -147,7 +147,7 @@ class CellRunner:
     # --- before ---------------------------------------------------------------------------------------
 
     @WARNED.undisturbed()
-    def _prepare(self, options: CellOptions, body: str) -> tuple[CellCode, _Work | None]:
+    def _prepare(self, options: CellOptions, body: str) -> tuple[CellCode, Work | None]:
         from nbflow.notebook.analysis import analyse
 
         place = self.host.place
@@ -169,7 +169,7 @@ class CellRunner:
         elif ONCE_TAG in tags:
             options = replace(options, once=True)
         analysis = analyse(source, self.shell.user_ns)
-        if analysis.definition_only:
+        if analysis.definition_only and not options.always:
             return code, None
         name = self.host.name_of(analysis, options.name, place)
         session = self.host.attach()
@@ -184,7 +184,7 @@ class CellRunner:
             step=name,
             name=name,
             kind="cell",
-            signature=inputs.signature(code_hash, version=options.version, options=_declared(options)),
+            signature=inputs.signature(code_hash, version=options.version, options=options.declared),
             retry=options.retry,
             timeout=options.timeout,
             version=options.version,
@@ -197,9 +197,7 @@ class CellRunner:
                 keys.CELL_ID: (place.cell_id if place else None) or "",
             },
         )
-        return code, _Work(
-            session, spec, code, options, inputs, may_raise=options.auto and RAISES_TAG in tags
-        )
+        return code, Work(session, spec, code, options, inputs, may_raise=options.auto and RAISES_TAG in tags)
 
     def _show_in_history(self, source: str) -> None:
         """Have `In[n]` be the user's cell as IPython keeps it, and not the call that made it durable."""
@@ -210,7 +208,7 @@ class CellRunner:
     # --- replay ---------------------------------------------------------------------------------------
 
     @WARNED.undisturbed()
-    def _replay(self, work: _Work) -> bool:
+    def _replay(self, work: Work) -> bool:
         """Give the recorded cell back, if there is one that stands for this work; tell whether there was."""
         begin = time.perf_counter()
         execution = self._recorded_execution(work)
@@ -260,7 +258,7 @@ class CellRunner:
             messages.say(self.shell, messages.restored_line(work.spec.name, at, completed.seconds, now))
         return True
 
-    def _recorded_execution(self, work: _Work) -> Execution | None:
+    def _recorded_execution(self, work: Work) -> Execution | None:
         """Return the execution to replay; None when the cell has to run, which is said with the reason."""
         options, step = work.options, work.spec.step
         if options.refresh:
@@ -286,7 +284,7 @@ class CellRunner:
             messages.say(self.shell, f"{work.spec.name} runs again: {reason}")
         return None
 
-    def _problem(self, work: _Work, execution: Execution) -> str:
+    def _problem(self, work: Work, execution: Execution) -> str:
         """Say why a recorded execution of this signature does not stand for the work; "" when it does."""
         completed = execution.completed
         assert completed is not None
@@ -315,7 +313,7 @@ class CellRunner:
                 return f"it would give {', '.join(sorted(conflicts))} back, of which there is another version now"
         return ""
 
-    def _say_if_renamed(self, work: _Work) -> None:
+    def _say_if_renamed(self, work: Work) -> None:
         history = work.session.history
         if work.spec.step in history.by_step:
             return
@@ -331,20 +329,24 @@ class CellRunner:
 
     # --- run ------------------------------------------------------------------------------------------
 
-    def _body(self, work: _Work) -> StepResult:
+    def _body(self, work: Work) -> StepResult:
         before = self._before()
         with self._recording(work):
-            run_code(self.shell, work.code)
+            self._execute(work)
         return self._result(work, before)
 
-    async def _body_async(self, work: _Work) -> StepResult:
+    def _execute(self, work: Work) -> None:
+        """Run the cell's own code."""
+        run_code(self.shell, work.code)
+
+    async def _body_async(self, work: Work) -> StepResult:
         before = self._before()
         with self._recording(work):
             await run_code_async(self.shell, work.code)
         return self._result(work, before)
 
     @contextmanager
-    def _recording(self, work: _Work) -> Iterator[None]:
+    def _recording(self, work: Work) -> Iterator[None]:
         """Record what is shown inside the block, and keep an error that the cell may raise."""
         from nbflow.runtime.scope import Scope
 
@@ -362,14 +364,14 @@ class CellRunner:
     def _before(self) -> ambient.Snapshot:
         return ambient.snapshot(environ=self.host.config.ambient_environ)
 
-    def _shown(self, work: _Work) -> Any:
+    def _shown(self, work: Work) -> Any:
         def on_error(_error: BaseException) -> bytes:
             return work.recorder.encoded() if work.recorder is not None and work.options.display else b""
 
         return on_error
 
     @WARNED.undisturbed()
-    def _result(self, work: _Work, before: ambient.Snapshot) -> StepResult:
+    def _result(self, work: Work, before: ambient.Snapshot) -> StepResult:
         """Collect what the cell left behind."""
         from nbflow.runtime.session import StepResult
         from nbflow.values.leaf import Digests
@@ -432,7 +434,7 @@ class CellRunner:
         return options.on_cannot_store or ("rerun" if options.auto else self.host.config.on_cannot_store)
 
     @WARNED.undisturbed()
-    def _recorded(self, work: _Work, execution: Execution) -> None:
+    def _recorded(self, work: Work, execution: Execution) -> None:
         """The step is on disk: remember what it is here, and say what was not recorded."""
         assert execution.completed is not None
         self._remember(execution)
@@ -482,11 +484,6 @@ def why_other(spec: StepSpec, execution: Execution) -> str:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         return f"reads {', '.join(changed[:3])}{more}, which changed"
     return "options changed"
-
-
-def _declared(options: CellOptions) -> str:
-    """Return the options that make the work another one: what counts as output."""
-    return "" if options.out is None else "out=" + ",".join(sorted(options.out))
 
 
 def flush_figures(shell: Any) -> None:

@@ -1,8 +1,9 @@
-"""The tables of `%nbflow steps`, `outputs` and `runs`, made from what the store tells."""
+"""The tables of `%nbflow steps`, `outputs`, `runs` and `gates`, made from what the store tells."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from nbflow.core.errors import UnknownStep
 from nbflow.core.history import History
@@ -132,6 +133,42 @@ def runs_table(runs: Sequence[RunInfo], workflow: str | None, current: str | Non
     )
 
 
+def gates_table(gates: Sequence[Mapping[str, Any]], current: str | None, *, every: bool) -> Table:
+    """Return a listing of gates, as `nbflow.gates` has them; `current` is this kernel's run."""
+    columns = ["gate", "run", "workflow", "state", "asked", "until", "options", "question"]
+    rows = [
+        [
+            str(gate["gate"]),
+            f"{gate['run'][:SHORT_RUN]}{' (this kernel)' if gate['run'] == current else ''}",
+            str(gate["workflow"]),
+            _gate_state(gate),
+            moment(gate["opened"].timestamp()),
+            moment(gate["due"].timestamp()) if gate["due"] == gate["due"] and gate["due"] is not None else "",
+            ", ".join(gate["options"]),
+            _line(str(gate["text"])),
+        ]
+        for gate in gates
+    ]
+    footer = "" if rows else "There is none."
+    if rows and not every:
+        footer = "Decide with %nbflow approve [RUN] GATE or %nbflow reject [RUN] GATE."
+    return Table("Gates" if every else "Gates that wait for a decision", columns, rows, footer)
+
+
+def _gate_state(gate: Mapping[str, Any]) -> str:
+    said = str(gate["state"]).replace("_", " ")
+    if not gate["decision"]:
+        return said
+    by = f"{gate['decision']} by {gate['by']}"
+    by = f"{by}: {gate['feedback']}" if gate["feedback"] else by
+    return _line(f"{by}, not taken yet" if said == "sent" else by)
+
+
+def _line(text: str) -> str:
+    line, _, more = text.strip().partition("\n")
+    return f"{line[: _TEXT - 1]}…" if more or len(line) > _TEXT else line
+
+
 def _run_state(run: RunInfo, current: str | None) -> str:
     if run.run == current:
         return f"{run.state} (this kernel)"
@@ -152,8 +189,7 @@ def _names(step: StepInfo) -> str:
 def _preview(output: OutputInfo) -> str:
     if output.rows is not None:
         return f"{output.rows:,} rows × {len(output.columns or ())} columns"
-    line, _, more = output.preview.strip().partition("\n")
-    return f"{line[: _TEXT - 1]}…" if more or len(line) > _TEXT else line
+    return _line(output.preview)
 
 
 def _error(step: StepInfo) -> str:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from nbflow.core.model import Struct
 from nbflow.core.signature import digest
 from nbflow.notebook.aliases import sharing
 from nbflow.notebook.analysis import CellAnalysis
@@ -419,7 +420,7 @@ def _is_opaque(value: Any) -> bool:
 def _is_own(value: Any) -> bool:
     """Tell whether the value is a part of nbflow or the IPython shell itself.
 
-    Durable functions and machines are the user's.
+    Durable functions and machines are the user's, and so are records (a gate's decision).
 
     The shell (`ip = get_ipython()` is common) holds every variable there is and
     so shares objects with each; it is neither recorded nor looked into.
@@ -432,6 +433,6 @@ def _is_own(value: Any) -> bool:
         for base in kind.__mro__
     ):
         return True
-    if kind.__module__.partition(".")[0] != "nbflow":
+    if kind.__module__.partition(".")[0] != "nbflow" or isinstance(value, Struct):
         return False
     return "__wrapped__" not in getattr(value, "__dict__", {}) and not hasattr(kind, "run_as_child")

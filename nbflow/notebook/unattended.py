@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nbflow.core.errors import LeaseLost, NbflowError, RunCancelled, UsageError
+import msgspec
+
+from nbflow.core.errors import GatePending, LeaseLost, NbflowError, RunCancelled, UsageError
+from nbflow.core.gates import pending_of
 from nbflow.core.model import ErrorInfo
 from nbflow.core.states import RunState
 from nbflow.notebook import messages
 from nbflow.notebook.extension import extension_of, load_ipython_extension
 from nbflow.notebook.host import CellReport, Host
 from nbflow.notebook.outcome import speaks_of_results
+from nbflow.runtime.gates.ahead import Approvals, expect
 
 #: Bytes of a cell's output that are recorded: all. What is not would be missing in a resumed notebook.
 DISPLAY_LIMIT = 2**62
@@ -33,7 +38,8 @@ def begin(shell: Any, terms: str) -> str:
     `terms` is a JSON object: `protocol` is the version that the engine speaks, `run` and
     `store` name the run, `notebook` its file (or ""), `cells` the ids of its cells,
     `sources` the text of those that may look at results (`_`, `Out[3]`), `memory` the
-    bytes of memory that this process may allocate (or null).
+    bytes of memory that this process may allocate (or null), `approve` the gates that
+    are approved beforehand (`Approvals`).
 
     The answer is a JSON object with `attempt`, or with `error`.
     """
@@ -50,9 +56,12 @@ def begin(shell: Any, terms: str) -> str:
         extension.config.store = told["store"]
         host.path = Path(told["notebook"]) if told.get("notebook") else None
         host.upkeep = False
+        if told.get("approve"):
+            expect(msgspec.convert(told["approve"], Approvals))
         host.present = frozenset(told.get("cells", ()))
         host.results = speaks_of_results(told.get("sources", ()))
         host.told = lambda report: _tell(shell, report)
+        shell.events.register("post_run_cell", partial(_say_if_it_waits, shell))
         session = host.attach(run=told["run"])
         host.engaged = True
     except NbflowError as error:
@@ -63,8 +72,8 @@ def begin(shell: Any, terms: str) -> str:
 def end(shell: Any, terms: str) -> str:
     """Record how the run ended and give it up; return its state.
 
-    `terms` is a JSON object: `state` is completed, failed, or null to leave the
-    run as it is; `error` (type, message, traceback) says why it failed; `collect`
+    `terms` is a JSON object: `state` is completed, failed, waiting (a cell stopped at
+    a gate), or null to leave the run as it is; `error` (type, message, traceback) says why it failed; `collect`
     lists the variables that are the run's result. That a run is completed is
     recorded by the engine, when the executed notebook is written.
 
@@ -81,6 +90,9 @@ def end(shell: Any, terms: str) -> str:
         if told["state"] == RunState.COMPLETED:
             session.check()  # a cancel that came behind the last step
             missing = _collect(host, told.get("collect", ()))
+        elif told["state"] == RunState.WAITING:
+            session.check()  # a cancel that came meanwhile: a run that nobody has would not hear of it
+            session.waits()  # where the gate is not one of this run
         elif told["state"] is not None:
             error = ErrorInfo(**told["error"]) if told.get("error") else None
             session.finish(RunState(told["state"]), error=error)
@@ -121,6 +133,28 @@ def _collect(host: Host, names: list[str]) -> dict[str, str]:
 
 def _tell(shell: Any, report: CellReport) -> None:
     shell.display_pub.publish(data={messages.REPORT: asdict(report)}, metadata=messages.MARK)
+
+
+def _say_if_it_waits(shell: Any, result: Any = None) -> None:
+    """Tell the engine at which gate a cell stopped: what a class is called says nothing for sure."""
+    error = getattr(result, "error_in_exec", None)
+    pending = pending_of(error) if error is not None else None
+    if pending is not None:
+        text = _asked(shell, pending)
+        facts = {"run": pending.run, "step": pending.step, "name": pending.name, "text": text}
+        shell.display_pub.publish(data={messages.WAITS: facts}, metadata=messages.MARK)
+
+
+def _asked(shell: Any, error: GatePending) -> str:
+    """Return what a gate asks; "" where that cannot be read now."""
+    from nbflow.core.gates import gates_of
+    from nbflow.core.history import History
+
+    try:
+        gates = gates_of(History.of(extension_of(shell).host.store().entries(error.run)))
+    except NbflowError:
+        return ""
+    return next((gate.form.text for gate in gates if gate.step == error.step), "")
 
 
 def _require_protocol(spoken: int) -> None:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbflow.core.errors import LeaseLost, RunCancelled, UsageError
+from nbflow.core.gates import pending_of
 from nbflow.core.states import RunState
 from nbflow.runtime import active
 from nbflow.runtime.session import Session
+from nbflow.runtime.watch import hooks
 from nbflow.store.protocol import Store
 
 if TYPE_CHECKING:
@@ -142,6 +144,7 @@ def conducted(session: Session, find: Find | None = None) -> Iterator[None]:
     """
     active.add(session)
     token = active.enter(session)
+    hooks.begun(session)
     try:
         if not _resumed_rollback(session, find):  # to undo, the body's functions have to be there first
             session.check()  # a cancel that came while nobody ran it: replaying steps would not ask
@@ -161,12 +164,15 @@ def conducted(session: Session, find: Find | None = None) -> Iterator[None]:
         if failure is not error:
             raise failure  # noqa: B904 - it has the error as its cause
         raise
-    except BaseException:
+    except BaseException as stop:
+        if pending_of(stop) is not None:
+            session.waits()  # what went on beside the gate may have said that it is running
         session.log.flush()
         raise
     else:
         session.finish()
     finally:
+        hooks.left(session)
         active.leave(token)
         active.remove(session)
         session.close()

@@ -21,6 +21,7 @@ from typing import Any
 
 from nbflow.core.clock import Clock
 from nbflow.core.errors import CorruptLeaf, CorruptRecord, LeaseError, NbflowError, RunCancelled, RunFinished
+from nbflow.core.gates import GATE
 from nbflow.core.history import Execution, History
 from nbflow.core.ids import new_run_id
 from nbflow.core.model import (
@@ -293,6 +294,23 @@ class Session:
             if session.guards:
                 for guard in tuple(session.guards):
                     guard(spec)
+            session = session.parent
+        if self.history.state is RunState.WAITING and spec.kind != GATE:
+            self.goes_on()
+
+    def waits(self) -> None:
+        """Record that the run, and those that started it, wait for a person; nothing where they are said to already."""
+        self._all_become(RunState.WAITING, RunState.RUNNING)
+
+    def goes_on(self) -> None:
+        """Record that the run, and those that started it, are running again."""
+        self._all_become(RunState.RUNNING, RunState.WAITING)
+
+    def _all_become(self, state: RunState, instead_of: RunState) -> None:
+        session: Session | None = self
+        while session is not None:
+            if session.history.state is instead_of:
+                session.recorder.append(RunChanged(state=state), durability="written")
             session = session.parent
 
     def check(self) -> None:

@@ -13,7 +13,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbflow.core.errors import LeaseError, NbflowError, RunCancelled, StepError, StepTimeout
+from nbflow.core.errors import (
+    GateRejected,
+    GateTimedOut,
+    LeaseError,
+    NbflowError,
+    RunCancelled,
+    StepError,
+    StepTimeout,
+)
+from nbflow.core.gates import QUALITY
 from nbflow.core.history import Execution
 from nbflow.core.model import (
     AnyRecord,
@@ -247,7 +256,7 @@ class Trial:
 
     def _retry_delay(self, error: BaseException) -> float | None:
         """Return the seconds to wait before the next attempt, None when there is none."""
-        if not isinstance(error, Exception) or _final(error):
+        if not isinstance(error, Exception) or is_final(error):
             return None
         since_start = self.session.clock.monotonic() - self._first
         draw = random.SystemRandom().random
@@ -313,8 +322,15 @@ def checkpoint(session: Session, values: dict[str, Any], digests: Digests | None
     return encoded.checkpoint(refs)
 
 
-def _final(error: Exception) -> bool:
-    """Trouble of nbflow's own is not cured by another try; a timeout, a rate limit or an open circuit may be."""
+def is_final(error: Exception) -> bool:
+    """Tell whether another try cannot help: trouble of nbflow's own, and what a person has decided at a gate.
+
+    A timeout, a rate limit or an open circuit may be over next time, and figures better.
+    """
+    if isinstance(error, GateTimedOut):
+        return True
+    if isinstance(error, GateRejected):
+        return getattr(error.decision, "via", "") != QUALITY
     return isinstance(error, NbflowError) and not isinstance(error, StepError)
 
 

@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING
 
 from nbflow.core.crashpoints import point
 from nbflow.core.errors import CorruptRecord, LeaseHeld, NbflowError, StoreBusy, UnknownRun
+from nbflow.core.model import RunChanged
+from nbflow.core.states import FINAL_RUN_STATES
 from nbflow.store.folder import START, Position, RunFolder, list_folders
+from nbflow.store.framing import Frame
 from nbflow.store.rows import Batch
 from nbflow.store.salvage import sound_prefix
-from nbflow.store.schema import roll_back
+from nbflow.store.schema import list_finished, roll_back
 from nbflow.values.trust import key_id
 
 if TYPE_CHECKING:
@@ -136,6 +139,8 @@ class Ingest:
                 done = 0
             frames = frames[done:]
         batch.rows.add(run, frames, batch.signer)
+        if trouble is None and any(map(_ends, frames)):
+            batch.finished.append(run)
         last = frames[-1].mac if frames else (copied.mac if copied else b"")
         seq = max(done, position.seq) if not frames else frames[-1].entry.seq
         batch.positions.append((run, position.generation, position.offset, seq, last))
@@ -155,6 +160,8 @@ class Ingest:
             connection.execute("DELETE FROM nbflow.position WHERE list_contains(?, run)", [runs])
             connection.execute("DELETE FROM nbflow.trouble WHERE list_contains(?, run)", [runs])
             batch.note(connection)
+            troubled = [run for run, trouble in batch.troubles.items() if trouble is not None]
+            list_finished(connection, batch.finished, [*batch.replaced, *troubled])
             point("ingest.before-commit")
             connection.execute("COMMIT")
             point("ingest.after-commit")
@@ -233,6 +240,7 @@ class _Batch:
         self.positions: list[tuple[str, int, int, int, bytes]] = []
         self.troubles: dict[str, NbflowError | None] = {}
         self.replaced: list[str] = []
+        self.finished: list[str] = []
         self.looks: dict[str, Signature] = {}
 
     def note(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -247,6 +255,11 @@ class _Batch:
             if error is not None
         ]
         insert_rows(connection, "trouble", TROUBLE, found)
+
+
+def _ends(frame: Frame) -> bool:
+    record = frame.entry.record
+    return isinstance(record, RunChanged) and record.state in FINAL_RUN_STATES
 
 
 def _first_cause(folder: RunFolder, error: NbflowError) -> NbflowError:

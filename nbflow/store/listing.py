@@ -7,6 +7,7 @@ database; a run's row is the same from either (a property test compares them).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from nbflow.core.model import Owner, RunAttached, RunInfo, RunOpened, decode_entry
@@ -45,7 +46,8 @@ def same_params(one: Any, other: Any) -> bool:
 def matches(info: RunInfo, query: RunQuery) -> bool:
     """Tell whether a run passes the filters (not the paging) of a query."""
     return (
-        (query.workflow is None or matches_name(info.workflow, query.workflow))
+        (not query.runs or info.run in query.runs)
+        and (query.workflow is None or matches_name(info.workflow, query.workflow))
         and (query.children or info.parent is None)
         and (not query.states or info.state in query.states)
         and all(info.tags.get(name) == value for name, value in (query.tags or {}).items())
@@ -63,6 +65,14 @@ def matches_name(workflow: str, pattern: str) -> bool:
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), workflow, re.DOTALL) is not None
 
 
+#: Runs of which the database holds something, and no row among the finished ones: their folder is gone before
+#: its time, or they cannot be read.
+_OTHERS = """
+    SELECT run FROM (SELECT run FROM nbflow.event WHERE kind = 'run.opened' UNION SELECT run FROM nbflow.trouble)
+    WHERE run NOT IN (SELECT run FROM nbflow.finished) AND NOT list_contains(?, run)
+"""
+
+
 def from_database(
     connection: duckdb.DuckDBPyConnection, query: RunQuery, *, without: frozenset[str] = frozenset()
 ) -> list[RunInfo]:
@@ -72,25 +82,43 @@ def from_database(
     """
     wheres, values = ["NOT list_contains(?, run)"], [list(without)]
     _where(query, wheres, values)
-    limit = "" if query.limit is None else f" LIMIT {int(query.limit) + int(query.offset)}"
-    rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM nbflow.run_now WHERE {' AND '.join(wheres)} ORDER BY created DESC, run DESC{limit}",
-        values,
-    ).fetchall()
-    return [_info(row) for row in rows]
+    return _select(connection, wheres, values, query, _others(connection, without))
 
 
 def by_prefix(connection: duckdb.DuckDBPyConnection, prefix: str) -> list[RunInfo]:
     """List up to 6 runs of the database whose id begins with `prefix`, without the children of such runs."""
-    rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM nbflow.run_now WHERE starts_with(run, ?) "
-        "AND NOT starts_with(coalesce(parent, ''), ?) ORDER BY run DESC LIMIT 6",
-        [prefix, prefix],
-    ).fetchall()
+    wheres = ["starts_with(run, ?)", "NOT starts_with(coalesce(parent, ''), ?)"]
+    others = [run for run in _others(connection, ()) if run.startswith(prefix)]
+    found = _select(connection, wheres, [prefix, prefix], RunQuery(limit=None), others)
+    return sorted(found, key=lambda info: info.run, reverse=True)[:6]
+
+
+def _others(connection: duckdb.DuckDBPyConnection, without: Iterable[str]) -> list[str]:
+    return [run for (run,) in connection.execute(_OTHERS, [list(without)]).fetchall()]
+
+
+def _select(
+    connection: duckdb.DuckDBPyConnection,
+    wheres: list[str],
+    values: list[Any],
+    query: RunQuery,
+    others: list[str],
+) -> list[RunInfo]:
+    """Return the rows of finished runs that fit, and those of the `others`, which are folded from their events."""
+    where = " AND ".join(wheres)
+    source = f"SELECT {_COLUMNS} FROM nbflow.finished WHERE {where}"
+    if others:
+        source += f" UNION ALL SELECT {_COLUMNS} FROM nbflow.run_now WHERE list_contains(?, run) AND {where}"
+        values = [*values, others, *values]
+    limit = "" if query.limit is None else f" LIMIT {int(query.limit) + int(query.offset)}"
+    rows = connection.execute(f"{source} ORDER BY created DESC, run DESC{limit}", values).fetchall()
     return [_info(row) for row in rows]
 
 
 def _where(query: RunQuery, wheres: list[str], values: list[Any]) -> None:
+    if query.runs:
+        wheres.append("list_contains(?, run)")
+        values.append(list(query.runs))
     if query.workflow is not None:
         wheres.append(r"workflow LIKE ? ESCAPE '\'")
         values.append(re.sub(r"([\\%_])", r"\\\1", query.workflow).replace("*", "%"))
@@ -133,11 +161,12 @@ def _info(row: tuple[Any, ...]) -> RunInfo:
     ) = row
     params: dict[str, Any] = {}
     owner: Owner | None = None
+    forked: str | None = None
     if opened_record is not None:
         # The record itself, because JSON has fewer kinds of values than MessagePack.
         opened = decode_entry(opened_record).record
         assert isinstance(opened, RunOpened)
-        params = opened.params
+        params, forked = opened.params, opened.forked
     if attached_record is not None:
         attached = decode_entry(attached_record).record
         assert isinstance(attached, RunAttached)
@@ -160,4 +189,5 @@ def _info(row: tuple[Any, ...]) -> RunInfo:
         error=error,
         owner=owner,
         alive=False,
+        forked=forked,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,12 @@ class LiveRuns:
         """Return the run's folder for a reader that proves every leaf's digest by itself."""
         return RunFolder(self.root / run, self._key(), verify=False)
 
-    def infos(self) -> list[RunInfo]:
-        """List all runs that have a folder, newest first; what cannot be read is listed as corrupt."""
+    def infos(self, runs: Sequence[str] = ()) -> list[RunInfo]:
+        """List the runs that have a folder, newest first: all, or those named; what cannot be read is corrupt."""
         found = []
-        for run in reversed(self.names()):
+        for run in reversed(
+            sorted(run for run in runs if self.folder(run).exists()) if runs else self.names()
+        ):
             try:
                 found.append(self.info(run))
             except UnknownRun:

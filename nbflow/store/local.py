@@ -59,6 +59,8 @@ CLOSE_WAIT = 1.0
 EVERY_RUN = RunQuery()
 #: Seconds after which closing begins no further compaction of runs that ended here; a later process goes on.
 CLOSE_COMPACT = 3.0
+#: The length of a run's id, which is no prefix.
+_WHOLE = 36
 #: Seconds that a compaction keeps the database before it lets others have a go.
 _TURN = 1.0
 #: Bytes of leaves that are compacted in a second; 300 MB here, on two cores.
@@ -341,11 +343,15 @@ class LocalStore:
 
     def runs(self, query: RunQuery = EVERY_RUN) -> list[RunInfo]:
         """See `Store`. The database is opened only when finished runs may match."""
-        live = self.live.infos()
+        live = self.live.infos(query.runs)
         found = [info for info in live if listing.matches(info, query)]
-        if not query.states or not listing.FOLDER_STATES.issuperset(query.states):
-            names = frozenset(info.run for info in live)
-            found += self._from_database(lambda c: listing.from_database(c, query, without=names)) or []
+        names = frozenset(info.run for info in live)
+        in_folders = query.states and listing.FOLDER_STATES.issuperset(query.states)
+        if not in_folders and not (query.runs and names.issuperset(query.runs)):
+            found += (
+                self._from_database(lambda c: listing.from_database(c, query, without=names), wait=query.wait)
+                or []
+            )
         found.sort(
             key=lambda info: (info.created_at, info.run), reverse=True
         )  # children have their parents' ids
@@ -354,6 +360,9 @@ class LocalStore:
 
     def run(self, run: str) -> RunInfo:
         """See `Store`."""
+        with contextlib.suppress(UnknownRun):  # a whole id is no prefix: no need to look at the other folders
+            if len(run) == _WHOLE and self.live.folder(run).exists():
+                return self.live.info(run)
         names = self.live.names()
         if run in names:
             return self.live.info(run)
@@ -402,11 +411,13 @@ class LocalStore:
                 connection, query, run=whole, fetch=lambda name, ref: self.live.folder(name).leaf(ref)
             )
 
-    def _from_database(self, ask: Callable[[duckdb.DuckDBPyConnection], Any]) -> Any:
+    def _from_database(
+        self, ask: Callable[[duckdb.DuckDBPyConnection], Any], *, wait: float = USER_WAIT
+    ) -> Any:
         """Ask the database as it stands; None when there is none yet."""
         if not self.database.exists():
             return None
-        with self.database.read() as connection:
+        with self.database.read(wait=wait) as connection:
             return ask(connection)
 
     # Keeping the database up

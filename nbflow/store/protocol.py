@@ -32,7 +32,9 @@ class RunQuery:
 
     `workflow` may hold `*` (glob). `tags` must all match. Times are UTC seconds,
     compared with the creation of the run. Without `children` only runs are listed
-    that no other run started.
+    that no other run started. `runs` names the only ones that are wanted, by their
+    whole ids. `wait` is how many seconds a database that somebody else has open is
+    waited for.
     """
 
     workflow: str | None = None
@@ -43,6 +45,8 @@ class RunQuery:
     limit: int | None = 100
     offset: int = 0
     children: bool = True
+    runs: Sequence[str] = ()
+    wait: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,11 @@ class Store(Protocol):
         ...
 
     def runs(self, query: RunQuery = RunQuery()) -> list[RunInfo]:
-        """List runs, newest first; a damaged run is listed with state "corrupt" and its error, and hides no other."""
+        """List runs, newest first; a damaged run is listed with state "corrupt" and its error, and hides no other.
+
+        Raises:
+            StoreBusy: another process has the database open and did not let go within `query.wait`.
+        """
         ...
 
     def run(self, run: str) -> RunInfo:

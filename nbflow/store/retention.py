@@ -55,7 +55,7 @@ def purge(connection: duckdb.DuckDBPyConnection, run: str) -> None:
     try:
         for (name,) in names:
             connection.execute(f"DROP VIEW IF EXISTS frames.{quoted(name)}")
-        for table in ("event", "position", "trouble", "tag", "output", "leaf_use", "frame"):
+        for table in ("event", "position", "trouble", "tag", "output", "leaf_use", "frame", "finished"):
             connection.execute(f"DELETE FROM nbflow.{table} WHERE run = ?", [run])
         connection.execute("DELETE FROM nbflow.leaf WHERE digest NOT IN (SELECT digest FROM nbflow.leaf_use)")
         point("delete.before-commit")

@@ -12,6 +12,7 @@ Column names avoid `at` and `column`, which DuckDB reserves.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,14 +76,100 @@ CREATE TABLE nbflow.frame (
 );
 """
 
+#: A row of `run_now` for each run that is over: it changes no more, and a listing of 10,000 need not fold
+#: all their events again. What is missing here is looked for among the events (see `listing.py`).
+_FINISHED = """
+CREATE TABLE nbflow.finished (
+    run VARCHAR NOT NULL, workflow VARCHAR, workflow_kind VARCHAR, version VARCHAR, state VARCHAR,
+    tags MAP(VARCHAR, VARCHAR), parent VARCHAR, created DOUBLE, updated DOUBLE, finished DOUBLE,
+    attempts INTEGER, generation INTEGER, steps BIGINT, error VARCHAR,
+    opened_record BLOB, attached_record BLOB
+);
+"""
+
 #: Number → statements. A released migration is never edited; a change is a new number.
 #: 2 brings no more than new views (`published`, `charges`): they are made after every migration.
-MIGRATIONS: dict[int, str] = {1: _FIRST, 2: "SELECT 2"}
+MIGRATIONS: dict[int, str] = {1: _FIRST, 2: "SELECT 2", 3: _FINISHED}
+
+#: What fills a table that a migration brings, once the views are there.
+_FILL: dict[int, str] = {
+    3: "INSERT INTO nbflow.finished BY NAME SELECT * EXCLUDE (params, owner) FROM nbflow.run_now "
+    "WHERE state IN ('completed', 'cancelled')"
+}
 
 SCHEMA_VERSION = max(MIGRATIONS)
 
+#: Each run as it is now, folded from its events.
+_RUN_NOW = """WITH final AS (
+    SELECT run, min(seq) AS seq, arg_min(stamp, seq) AS stamp FROM nbflow.event
+    WHERE kind = 'run.changed' AND state IN ('completed', 'cancelled') GROUP BY run
+),
+opened AS (SELECT * FROM nbflow.event WHERE kind = 'run.opened'),
+-- Nothing that comes after a final state counts.
+moved AS (
+    SELECT e.run, arg_max(e.state, e.seq) AS state,
+           max(e.seq) FILTER (e.kind = 'run.attached') AS attached,
+           max(e.seq) FILTER (e.kind = 'run.changed') AS changed,
+           first(e.error_type || ': ' || e.error ORDER BY e.seq DESC)
+               FILTER (e.kind = 'run.changed') AS error,
+           first(e.name ORDER BY e.seq DESC) FILTER (e.kind = 'run.changed') AS reason
+    FROM nbflow.event e LEFT JOIN final f ON f.run = e.run
+    WHERE e.kind IN ('run.attached', 'run.changed') AND (f.seq IS NULL OR e.seq <= f.seq) GROUP BY e.run
+),
+attached AS (
+    SELECT run, max(seq) AS seq, arg_max(attempt, seq) AS attempt, arg_max(generation, seq) AS generation,
+           arg_max(record, seq) AS record, arg_max(body -> 'owner', seq) AS owner
+    FROM nbflow.event WHERE kind = 'run.attached' GROUP BY run
+),
+every AS (
+    SELECT run, max(seq) AS seq, arg_max(stamp, seq) AS stamp,
+           count(DISTINCT CASE WHEN kind = 'step.completed' THEN step END) AS steps
+    FROM nbflow.event GROUP BY run
+),
+tagged AS (
+    SELECT run, map_from_entries(list(struct_pack(k := name, v := value) ORDER BY name)) AS tags
+    FROM (SELECT run, name, arg_max(value, seq) AS value FROM nbflow.tag GROUP BY run, name) GROUP BY run
+),
+trouble AS (SELECT run, arg_max(type || ': ' || message, stamp) AS message FROM nbflow.trouble GROUP BY run),
+listed AS (SELECT run FROM opened UNION SELECT run FROM trouble)
+SELECT l.run, coalesce(o.name, '') AS workflow, coalesce(o.step_kind, '') AS workflow_kind,
+       coalesce(o.version, '') AS version,
+       CASE WHEN t.run IS NOT NULL THEN 'corrupt' ELSE coalesce(m.state, 'pending') END AS state,
+       o.body -> 'params' AS params, coalesce(g.tags, MAP {}) AS tags, o.parent,
+       coalesce(o.stamp, 0) AS created, coalesce(e.stamp, o.stamp, 0) AS updated, f.stamp AS finished,
+       coalesce(a.attempt, 0) AS attempts, coalesce(a.generation, 0) AS generation,
+       coalesce(e.steps, 0) AS steps,
+       coalesce(
+           t.message,
+           CASE WHEN coalesce(m.changed, 0) > coalesce(m.attached, 0) THEN coalesce(m.error, m.reason) END,
+           ''
+       ) AS error,
+       a.owner, o.record AS opened_record, a.record AS attached_record
+FROM listed l
+LEFT JOIN opened o ON o.run = l.run
+LEFT JOIN final f ON f.run = l.run
+LEFT JOIN moved m ON m.run = l.run
+LEFT JOIN attached a ON a.run = l.run
+LEFT JOIN every e ON e.run = l.run
+LEFT JOIN tagged g ON g.run = l.run
+LEFT JOIN trouble t ON t.run = l.run"""
+
+#: The same for some runs alone: the view would fold all others too.
+_SOME_NOW = """
+WITH some_event AS MATERIALIZED (
+    SELECT run, seq, stamp, kind, step, name, step_kind, state, attempt, generation, parent, version,
+           error_type, error, CASE WHEN kind IN ('run.opened', 'run.attached') THEN body END AS body,
+           CASE WHEN kind IN ('run.opened', 'run.attached') THEN record END AS record
+    -- By ids that lie close together, so that most of the table is not even read.
+    FROM nbflow.event WHERE run BETWEEN list_min($runs) AND list_max($runs) AND list_contains($runs, run)
+),
+some_tag AS (SELECT * FROM nbflow.tag WHERE list_contains($runs, run)),
+some_trouble AS (SELECT * FROM nbflow.trouble WHERE list_contains($runs, run)),
+""" + _RUN_NOW.removeprefix("WITH ").replace("nbflow.", "some_")
+
 #: The documented views, made anew after every migration.
-VIEWS = """
+VIEWS = (
+    """
 CREATE OR REPLACE VIEW main.events AS
 SELECT run, seq, to_timestamp(stamp) AS recorded_at, kind, step, execution, state, attempt, body
 FROM nbflow.event;
@@ -135,60 +222,9 @@ SELECT o.run, o.execution, o.step, s.name, o.variable, o.type, o.rows, o.size, o
        s.current
 FROM nbflow.output o JOIN main.steps s ON s.run = o.run AND s.execution = o.execution;
 
-CREATE OR REPLACE VIEW nbflow.run_now AS
-WITH final AS (
-    SELECT run, min(seq) AS seq, arg_min(stamp, seq) AS stamp FROM nbflow.event
-    WHERE kind = 'run.changed' AND state IN ('completed', 'cancelled') GROUP BY run
-),
-opened AS (SELECT * FROM nbflow.event WHERE kind = 'run.opened'),
--- Nothing that comes after a final state counts.
-moved AS (
-    SELECT e.run, arg_max(e.state, e.seq) AS state,
-           max(e.seq) FILTER (e.kind = 'run.attached') AS attached,
-           max(e.seq) FILTER (e.kind = 'run.changed') AS changed,
-           first(e.error_type || ': ' || e.error ORDER BY e.seq DESC)
-               FILTER (e.kind = 'run.changed') AS error,
-           first(e.name ORDER BY e.seq DESC) FILTER (e.kind = 'run.changed') AS reason
-    FROM nbflow.event e LEFT JOIN final f ON f.run = e.run
-    WHERE e.kind IN ('run.attached', 'run.changed') AND (f.seq IS NULL OR e.seq <= f.seq) GROUP BY e.run
-),
-attached AS (
-    SELECT run, max(seq) AS seq, arg_max(attempt, seq) AS attempt, arg_max(generation, seq) AS generation,
-           arg_max(record, seq) AS record, arg_max(body -> 'owner', seq) AS owner
-    FROM nbflow.event WHERE kind = 'run.attached' GROUP BY run
-),
-every AS (
-    SELECT run, max(seq) AS seq, arg_max(stamp, seq) AS stamp,
-           count(DISTINCT CASE WHEN kind = 'step.completed' THEN step END) AS steps
-    FROM nbflow.event GROUP BY run
-),
-tagged AS (
-    SELECT run, map_from_entries(list(struct_pack(k := name, v := value) ORDER BY name)) AS tags
-    FROM (SELECT run, name, arg_max(value, seq) AS value FROM nbflow.tag GROUP BY run, name) GROUP BY run
-),
-trouble AS (SELECT run, arg_max(type || ': ' || message, stamp) AS message FROM nbflow.trouble GROUP BY run),
-listed AS (SELECT run FROM opened UNION SELECT run FROM trouble)
-SELECT l.run, coalesce(o.name, '') AS workflow, coalesce(o.step_kind, '') AS workflow_kind,
-       coalesce(o.version, '') AS version,
-       CASE WHEN t.run IS NOT NULL THEN 'corrupt' ELSE coalesce(m.state, 'pending') END AS state,
-       o.body -> 'params' AS params, coalesce(g.tags, MAP {}) AS tags, o.parent,
-       coalesce(o.stamp, 0) AS created, coalesce(e.stamp, o.stamp, 0) AS updated, f.stamp AS finished,
-       coalesce(a.attempt, 0) AS attempts, coalesce(a.generation, 0) AS generation,
-       coalesce(e.steps, 0) AS steps,
-       coalesce(
-           t.message,
-           CASE WHEN coalesce(m.changed, 0) > coalesce(m.attached, 0) THEN coalesce(m.error, m.reason) END,
-           ''
-       ) AS error,
-       a.owner, o.record AS opened_record, a.record AS attached_record
-FROM listed l
-LEFT JOIN opened o ON o.run = l.run
-LEFT JOIN final f ON f.run = l.run
-LEFT JOIN moved m ON m.run = l.run
-LEFT JOIN attached a ON a.run = l.run
-LEFT JOIN every e ON e.run = l.run
-LEFT JOIN tagged g ON g.run = l.run
-LEFT JOIN trouble t ON t.run = l.run;
+"""
+    f"CREATE OR REPLACE VIEW nbflow.run_now AS\n{_RUN_NOW};\n"
+    """
 
 CREATE OR REPLACE VIEW main.runs AS
 SELECT run, workflow, workflow_kind, version, state, params, tags, parent,
@@ -215,6 +251,7 @@ tried AS (
 )
 SELECT run, step, source, unit, max(amount) AS amount FROM tried GROUP BY run, step, source, unit;
 """
+)
 
 #: View → column → meaning; `docs/` and `nbflow doctor` print it, a test compares it with the views.
 DOCUMENTED: dict[str, dict[str, str]] = {
@@ -314,10 +351,26 @@ def migrate(connection: duckdb.DuckDBPyConnection, found: int, program: str, now
                 "INSERT INTO nbflow.migration VALUES (?, ?, ?, ?)", [APPLICATION, number, program, now]
             )
         connection.execute(VIEWS)
+        for number in sorted(n for n in _FILL if found < n <= max(MIGRATIONS, default=0)):
+            connection.execute(_FILL[number])
         connection.execute("COMMIT")
     except BaseException:
         roll_back(connection)
         raise
+
+
+def list_finished(
+    connection: duckdb.DuckDBPyConnection, runs: Sequence[str], gone: Sequence[str] = ()
+) -> None:
+    """Put the rows of `runs` that are over into `finished`, take `gone` out; the caller holds the transaction."""
+    if runs or gone:
+        connection.execute("DELETE FROM nbflow.finished WHERE list_contains(?, run)", [[*runs, *gone]])
+    if runs:
+        connection.execute(
+            f"INSERT INTO nbflow.finished BY NAME SELECT * EXCLUDE (params, owner) FROM ({_SOME_NOW}) "
+            "WHERE state IN ('completed', 'cancelled')",
+            {"runs": list(runs)},
+        )
 
 
 def roll_back(connection: duckdb.DuckDBPyConnection) -> None:

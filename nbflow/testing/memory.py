@@ -321,7 +321,8 @@ class MemoryStore:
 
 def _matches(info: RunInfo, query: RunQuery) -> bool:
     return (
-        (query.workflow is None or fnmatch.fnmatchcase(info.workflow, query.workflow))
+        (not query.runs or info.run in query.runs)
+        and (query.workflow is None or fnmatch.fnmatchcase(info.workflow, query.workflow))
         and (query.children or info.parent is None)
         and (not query.states or info.state in query.states)
         and all(info.tags.get(name) == value for name, value in (query.tags or {}).items())

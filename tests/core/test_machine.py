@@ -586,4 +586,4 @@ def test_items_may_have_a_whole_retry_policy() -> None:
     assert (
         StateSpec("a", "batch", options={"item_retries": RetryPolicy(2)}).options["item_retries"].retries == 2
     )
-    assert len(KINDS) == 7
+    assert len(KINDS) == 8

@@ -21,7 +21,7 @@ import psutil
 #: Says line by line what happens. It has no `if __name__ == "__main__"`: nobody may import it again.
 DRIVER = """
 import json, sys, nbflow
-from nbflow.headless.batches.runner import Unwatched
+from nbflow.headless.batches.jobs import Unwatched
 def say(*words): print(*words, flush=True)
 say("main")
 class Lines(Unwatched):

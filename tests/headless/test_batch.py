@@ -10,7 +10,7 @@ import pytest
 
 import nbflow
 from nbflow.core.errors import LeaseHeld, UsageError
-from nbflow.headless.batches.runner import Unwatched
+from nbflow.headless.batches.jobs import Unwatched
 from nbflow.headless.workers.perform import perform
 from nbflow.store.local import LocalStore
 from tests.headless.driving import Place

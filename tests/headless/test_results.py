@@ -190,7 +190,7 @@ def test_a_batch_is_listed_with_its_counts(ran: Ran, monkeypatch: pytest.MonkeyP
         assert len(batches(told, store=ran.store)) == 1
     assert batches("other.ipynb", store=ran.store).empty
     assert batches(state="stopped", store=ran.store).empty
-    with pytest.raises(UsageError, match="It is running, stopped, completed"):
+    with pytest.raises(UsageError, match="It is running, waiting, stopped, completed"):
         batches(state="done", store=ran.store)
 
 

@@ -17,8 +17,8 @@ import nbflow
 from nbflow.core.errors import RunFinished, StoreFull, WorkerLost
 from nbflow.core.ids import child_run_id, new_run_id
 from nbflow.core.model import ErrorInfo, RunOpened, StepStarted
-from nbflow.headless.batches.jobs import Item, Job, Outcome, Plan, Progress
-from nbflow.headless.batches.runner import TRIES, Runner, Tally, Unwatched, _signature
+from nbflow.headless.batches.jobs import Item, Job, Outcome, Plan, Progress, Unwatched
+from nbflow.headless.batches.runner import TRIES, Runner, Tally, _signature
 from nbflow.headless.workers.scratch import scratch_of
 from nbflow.runtime.session import Session
 from nbflow.store.local import LocalStore

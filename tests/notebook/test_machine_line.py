@@ -47,7 +47,7 @@ def test_the_line_follows_states_branches_and_cursors(monkeypatch: pytest.Monkey
     now = [100.0]
     monkeypatch.setattr("nbflow.notebook.machine_line.time.monotonic", lambda: now[0])
     said: list[tuple[str, bool]] = []
-    line = MachineLine("training", lambda text, _id, update: said.append((text, update)))
+    line = MachineLine("training", lambda text, _id, update, _last: said.append((text, update)))
     line.on_state(event("on_state", "running", "load", "load#0"))
     line.on_state(event("on_state", "completed", "load", "load#0"))
     assert [] == said

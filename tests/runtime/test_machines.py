@@ -955,7 +955,10 @@ def test_a_machine_draws_itself():
     assert text.startswith("stateDiagram-v2")
     for row in ("[*] --> s0", "s0 --> s1", "s1 --> s2", "s2 --> [*]"):
         assert f"    {row}" in text
-    assert "```mermaid" in machine._repr_markdown_()
+    assert text == machine.to_mermaid()
+    shown = machine._repr_mimebundle_()
+    assert shown["text/plain"] == repr(machine)
+    assert "<svg" in shown["text/html"]
     assert "line" in repr(machine)
 
 

@@ -226,3 +226,27 @@ with nbflow.run("parent", store={str(place.store.root)!r}):
     assert 1 == place.ran()["first"]
     assert place.ran()["second"] <= 2
     assert ["completed", "completed"] == [info.state for info in place.store.runs()]
+
+
+def test_a_notebook_that_stops_at_a_gate_makes_its_parent_wait(place: Place) -> None:
+    """Its kernel ends, neither run has failed, and the parent carries it on behind the gate."""
+    path = place.notebook(
+        "%%durable\neffect('before')",
+        "decision = nbflow.gate('publish', 'Publish?')",
+        "%%durable\neffect('behind')\nnbflow.publish('said', decision.feedback)",
+    )
+    document = nbformat.read(path, as_version=4)
+    document.cells[0].source += "\nimport nbflow"
+    nbformat.write(document, path)
+
+    def parent() -> object:
+        with nbflow.run("parent", store=place.store):
+            return nbflow.child(path)["said"]
+
+    with pytest.raises(nbflow.errors.GatePending) as stopped:
+        parent()
+    assert {"waiting"} == {info.state for info in place.store.runs(RunQuery(limit=None))}
+    nbflow.approve(stopped.value.run, "publish", "go", store=place.store)
+    assert "go" == parent()
+    assert Counter(before=1, behind=1) == place.ran()
+    assert {"completed"} == {info.state for info in place.store.runs(RunQuery(limit=None))}

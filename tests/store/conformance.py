@@ -104,6 +104,16 @@ class Conformance:
             store.create(first)
         assert (caught.value.run, caught.value.seq) == (first.run, 1)
 
+    def test_runs_are_listed_by_their_ids(self, store: Store) -> None:
+        """A query that names runs finds those, finished or not, and no other."""
+        logs = [attached(store) for _ in range(4)]
+        finish(logs[0])
+        finish(logs[1])
+        store.compact()
+        wanted = (logs[0].run, logs[2].run, "nothing")
+        assert {info.run for info in store.runs(RunQuery(runs=wanted))} == {logs[0].run, logs[2].run}
+        assert store.runs(RunQuery(runs=("nothing",))) == []
+
     def test_appended_records_come_back_dense_and_in_order(self, store: Store) -> None:
         """`entries` gives what was appended, seq by seq."""
         log = attached(store)

@@ -18,7 +18,7 @@ from nbflow.core import errors
 from nbflow.store import place, schema
 from nbflow.store.database import Database
 from nbflow.store.local import LocalStore, open_store
-from tests.store.conformance import attached, do_step
+from tests.store.conformance import attached, do_step, finish
 from tests.store.store_kit import child
 
 
@@ -166,7 +166,7 @@ from pathlib import Path
 import duckdb, pyarrow, pandas
 from nbflow.core import errors
 from nbflow.store.local import LocalStore
-from tests.store.conformance import attached, do_step
+from tests.store.conformance import attached, do_step, finish
 root = Path(sys.argv[1])
 store = LocalStore(root / "old", background=False)
 do_step(attached(store), "a")
@@ -263,3 +263,37 @@ def test_the_environment_names_the_store(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("NBFLOW_STORE")
     assert place.locate() == tmp_path / "project" / ".nbflow"
     assert place.locate(tmp_path / "other.ipynb") == tmp_path / ".nbflow"
+
+
+def test_a_store_without_a_list_of_finished_runs_gets_one(tmp_path: Path) -> None:
+    """An upgrade from schema 2 lists the runs that were over, so that a long history opens as fast as a new one."""
+    store = LocalStore(tmp_path, background=False)
+    runs = []
+    for _ in range(3):
+        log = attached(store, tags={"team": "blue"})
+        do_step(log, "a")
+        runs.append(log.run)
+        if len(runs) < 3:
+            finish(log)
+    store.ingest()
+    before = store.runs()
+    with duckdb.connect(str(tmp_path / "store.duckdb")) as connection:
+        connection.execute("DROP TABLE nbflow.finished")
+        connection.execute("DELETE FROM nbflow.migration WHERE number > 2")
+    with store.database.read() as connection:
+        listed = connection.execute("SELECT run FROM nbflow.finished ORDER BY run").fetchall()
+    assert [(run,) for run in runs[:2]] == listed
+    assert before == store.runs()
+    store.close()
+
+
+def test_a_deleted_run_is_not_listed_among_the_finished(tmp_path: Path) -> None:
+    """What is deleted is gone from every table that lists runs."""
+    store = LocalStore(tmp_path, background=False)
+    log = attached(store)
+    finish(log)
+    store.ingest()
+    assert [log.run] == [info.run for info in store.runs()]
+    store.delete(log.run)
+    assert store.runs() == []
+    store.close()

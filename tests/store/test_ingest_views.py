@@ -28,7 +28,7 @@ from nbflow.core.model import (
     encode_entry,
 )
 from nbflow.core.states import FINAL_RUN_STATES, FINAL_STEP_STATES, RUN_TRANSITIONS
-from nbflow.store import listing
+from nbflow.store import listing, schema
 from nbflow.store.database import Database
 from nbflow.store.framing import Frame
 from nbflow.store.protocol import RunQuery
@@ -113,8 +113,10 @@ def test_every_view_reads_as_the_fold(tmp_path: Path) -> None:
     with database.open() as connection:
         connection.execute("BEGIN")
         batch.insert(connection)
-        connection.execute("COMMIT")
         rows = listing.from_database(connection, RunQuery(limit=None))
+        schema.list_finished(connection, list(histories))
+        connection.execute("COMMIT")
+        assert listing.from_database(connection, RunQuery(limit=None)) == rows
         steps = connection.execute(
             "SELECT run, execution, step, name, kind, signature, state, attempt, parent, epoch(started_at), seconds, "
             "error_type, error, traceback, current FROM steps ORDER BY run, execution"
@@ -175,6 +177,7 @@ def test_the_filters_of_sql_and_of_python_agree(tmp_path: Path) -> None:
     with Database(tmp_path / "store.duckdb").open() as connection:
         connection.execute("BEGIN")
         batch.insert(connection)
+        schema.list_finished(connection, [info.run for info in infos[::2]])
         connection.execute("COMMIT")
         for query in queries:
             found = [info.run for info in listing.from_database(connection, query)]

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,7 @@ from nbflow.headless.batches.request import Asked, attached, find, recorded_plan
 from nbflow.headless.batches.runner import Runner, State, Tally
 from nbflow.headless.workers.local import LocalWorkers, processors
 from nbflow.headless.workers.perform import require_limits
+from nbflow.runtime.gates.ahead import Approvals
 from nbflow.store.local import LocalStore
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 class Batch:
     """How a batch stands. `left` notebooks did not come to an end; `store` is where the results are.
 
-    `state` is completed; failed (some notebooks failed); cancelled, which is final;
-    or interrupted: somebody stopped it. Failed and interrupted ones can be resumed.
+    `state` is completed; failed (some notebooks failed); waiting (none failed, and some
+    stopped at gates); cancelled, which is final; or interrupted: somebody stopped it.
+    All but completed and cancelled ones can be resumed.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Batch:
     failed: int
     left: int
     store: Path = field(repr=False)
+    waiting: int = 0
 
     def results(self, collect: str | Sequence[str] | None = None) -> pd.DataFrame:
         """Return one row for each notebook: parameters, state, and variables; see `nbflow.batch_results`."""
@@ -57,7 +60,9 @@ class Batch:
     def __str__(self) -> str:
         counts = [f"{self.completed} completed"]
         counts += [
-            f"{number} {word}" for number, word in ((self.failed, "failed"), (self.left, "left")) if number
+            f"{number} {word}"
+            for number, word in ((self.failed, "failed"), (self.waiting, "waiting"), (self.left, "left"))
+            if number
         ]
         return f"Batch {self.id} of {self.notebook} is {self.state}: {', '.join(counts)}."
 
@@ -83,6 +88,7 @@ def batch(  # noqa: PLR0913 - what a batch may be told; all but two by name
     overwrite: bool = False,
     skip_duplicates: bool = False,
     tags: dict[str, str] | None = None,
+    approve: Approvals | Iterable[str] | Mapping[str, str] = (),
     store: LocalStore | str | os.PathLike[str] | None = None,
     watcher: Watcher | None = None,
 ) -> Batch:
@@ -91,7 +97,9 @@ def batch(  # noqa: PLR0913 - what a batch may be told; all but two by name
     Each notebook is a durable run of its own, in a process of its own. Whatever is
     killed (a kernel, a worker, this process, the machine), `resume=True` carries the
     batch on: what is completed does not run again, the rest goes on from its last
-    recorded cell. Ctrl-C lets the notebooks at work finish, a second one ends them.
+    recorded cell. A notebook that stops at a gate leaves its worker to others; when
+    somebody has decided it goes on, in this call or a later one with `resume=True`.
+    Ctrl-C lets the notebooks at work finish, a second one ends them.
 
     Args:
         notebook: path or URL, as papermill takes it; None with the id of a batch to resume.
@@ -116,6 +124,8 @@ def batch(  # noqa: PLR0913 - what a batch may be told; all but two by name
         overwrite: whether outputs that exist may be replaced.
         skip_duplicates: whether rows with equal parameters are left out.
         tags: words to find the batch by.
+        approve: gates that are approved as soon as a notebook comes to them: names, or a
+            mapping of names to feedback. As with `workers`, it counts for this call.
         store: a store or its place; by default the nearest above the notebook.
         watcher: is told what happens; by default a line in the notebook that calls this.
 
@@ -150,6 +160,7 @@ def batch(  # noqa: PLR0913 - what a batch may be told; all but two by name
     )
     asked = Asked(notebook, parameters, output, options, overwrite, skip_duplicates, tags)
     _check_executor(executor, scheduler)
+    ahead = Approvals.of(approve)
     with store_for(store, notebook) as place, contextlib.ExitStack() as ends:
         found = find(place, asked, resume)
         if found is not None and found.state == RunState.COMPLETED:
@@ -172,6 +183,7 @@ def batch(  # noqa: PLR0913 - what a batch may be told; all but two by name
             watcher=watcher if watcher is not None else line_of_this_notebook(),
             max_failures=max_failures,
             retry_failed=retry_failed,
+            approve=ahead,
         )
         with _interruptible(runner):
             tally = runner.run()
@@ -246,7 +258,8 @@ def _interruptible(runner: Runner) -> Iterator[None]:
 
 
 def _batch(store: LocalStore, run: str, workflow: str, tally: Tally) -> Batch:
-    return Batch(run, workflow, tally.state, tally.completed, tally.failed, tally.left, store.root)
+    counts = tally.completed, tally.failed, tally.left
+    return Batch(run, workflow, tally.state, *counts, store.root, tally.waiting)
 
 
 def _over(store: LocalStore, info: RunInfo) -> Batch:

@@ -14,6 +14,8 @@ import msgspec
 
 from nbflow.core.errors import CorruptRecord
 from nbflow.core.model import ErrorInfo, RunOpened
+from nbflow.headless.waiting import Waiting
+from nbflow.runtime.gates.ahead import Approvals
 
 #: `RunOpened.workflow_kind` of a batch's run, and its `variant`: what tells it from the notebook's own runs.
 BATCH = "batch"
@@ -91,7 +93,8 @@ class Job(msgspec.Struct, frozen=True):
     """One item as a worker gets it. `scratch` is a folder of its own for what must not stay, made by the worker.
 
     `begun` says that the item's run exists: it is carried on, and where its folder is
-    gone it has come to an end elsewhere, and is not begun a second time.
+    gone it has come to an end elsewhere, and is not begun a second time. `approve`
+    names gates that are approved when the notebook comes to them.
     """
 
     batch: str
@@ -101,6 +104,7 @@ class Job(msgspec.Struct, frozen=True):
     options: Options
     scratch: str
     begun: bool = False
+    approve: Approvals = Approvals()
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -114,10 +118,11 @@ class Progress(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, frozen=True):
     """How a job ended. `seconds` counts this attempt; `log` holds the last lines of what the worker wrote.
 
-    `cell` is the cell of the executed notebook that failed, counted from 0.
+    `cell` is the cell of the executed notebook that failed, counted from 0. A notebook
+    that stopped at a gate is `waiting` for a decision about it: it neither failed nor completed.
     """
 
-    state: Literal["completed", "failed", "cancelled"]
+    state: Literal["completed", "failed", "cancelled", "waiting"]
     seconds: float
     attempt: int | None = None
     restored: int = 0
@@ -125,6 +130,7 @@ class Outcome(msgspec.Struct, frozen=True):
     error: ErrorInfo | None = None
     log: str = ""
     cell: int | None = None
+    waiting: Waiting | None = None
 
     def is_of(self, kind: type[BaseException]) -> bool:
         """Tell whether this very error of nbflow's ended it, and not one that the notebook raised.
@@ -183,7 +189,11 @@ class Watcher(Protocol):
         ...
 
     def ended(self, item: Item, outcome: Outcome) -> None:
-        """An item came to an end, good or bad."""
+        """An item came to an end, good or bad, or waits at a gate and needs no worker until it is decided."""
+        ...
+
+    def held(self, item: Item, outcome: Outcome) -> None:
+        """An item waits at a gate since an earlier attempt at the batch: it is not begun."""
         ...
 
     def lost(self, item: Item, error: Exception, again: bool) -> None:
@@ -195,5 +205,33 @@ class Watcher(Protocol):
         ...
 
     def end(self, state: str) -> None:
-        """The batch is over for this time: completed, failed, cancelled, or interrupted."""
+        """The batch is over for this time: completed, failed, waiting, cancelled, or interrupted."""
         ...
+
+
+class Unwatched:
+    """A `Watcher` that looks away; a base for those who want to see only some of what happens."""
+
+    def begin(self, run: str, plan: Plan, done: frozenset[int]) -> None:
+        """See `Watcher`."""
+
+    def started(self, item: Item, attempt: int) -> None:
+        """See `Watcher`."""
+
+    def progress(self, item: Item, progress: Progress) -> None:
+        """See `Watcher`."""
+
+    def ended(self, item: Item, outcome: Outcome) -> None:
+        """See `Watcher`."""
+
+    def held(self, item: Item, outcome: Outcome) -> None:
+        """See `Watcher`."""
+
+    def lost(self, item: Item, error: Exception, again: bool) -> None:
+        """See `Watcher`."""
+
+    def stopping(self, why: str) -> None:
+        """See `Watcher`."""
+
+    def end(self, state: str) -> None:
+        """See `Watcher`."""

@@ -6,7 +6,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from nbflow.headless.batches.runner import Unwatched
+from nbflow.headless.batches.jobs import Unwatched
 from nbflow.notebook import messages
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class NotebookLine(Unwatched):
         self._shown = 0.0
         self._total = self._done = 0
         self._failed: set[int] = set()
+        self._held: set[int] = set()
         self._run = self._notice = ""
 
     def begin(self, run: str, plan: Plan, done: frozenset[int]) -> None:
@@ -35,12 +36,19 @@ class NotebookLine(Unwatched):
     def started(self, item: Item, attempt: int) -> None:  # noqa: ARG002 - the protocol's
         """See `Watcher`."""
         self._failed.discard(item.index)
+        self._held.discard(item.index)
+
+    def held(self, item: Item, outcome: Outcome) -> None:  # noqa: ARG002 - the protocol's
+        """See `Watcher`."""
+        self._held.add(item.index)
 
     def ended(self, item: Item, outcome: Outcome) -> None:
         """See `Watcher`."""
         self._failed.discard(item.index)
         if outcome.state == "completed":
             self._done += 1
+        elif outcome.state == "waiting":
+            self._held.add(item.index)
         else:
             self._failed.add(item.index)
         if time.monotonic() - self._shown >= _PACE:
@@ -57,9 +65,10 @@ class NotebookLine(Unwatched):
         self._show()
 
     def _show(self) -> None:
-        left = self._total - self._done - len(self._failed)
+        left = self._total - self._done - len(self._failed) - len(self._held)
         text = f"batch {self._run}: {self._done:,} of {self._total:,} notebooks done"
         text += f", {len(self._failed):,} failed" if self._failed else ""
+        text += f", {len(self._held):,} waiting for a decision" if self._held else ""
         text += f", {left:,} left." if left else "."
         update = self._shown > 0
         self._shown = time.monotonic()

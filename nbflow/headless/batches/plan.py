@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from nbflow.headless.batches.jobs import Item, Options, Plan
 from nbflow.headless.batches.outputs import Template, existing_problems
 from nbflow.headless.identity import identity_params
 from nbflow.headless.parameters.rows import Row
+from nbflow.headless.waiting import undecided
 from nbflow.store.local import LocalStore
 
 __all__ = [
@@ -46,13 +48,15 @@ class Standing:
     """How far a batch is: the indices of its items by what became of them, each ascending.
 
     `to_resume` were begun and did not come to an end; `failed` did, and are
-    carried on from their last recorded cell all the same; `cancelled` are final.
+    carried on from their last recorded cell all the same; `waiting` stopped at gates
+    that nobody has decided about; `cancelled` are final.
     """
 
     new: tuple[int, ...] = ()
     to_resume: tuple[int, ...] = ()
     done: tuple[int, ...] = ()
     failed: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
     cancelled: tuple[int, ...] = ()
 
     @property
@@ -66,6 +70,7 @@ class Standing:
             "to resume": self.to_resume,
             "done": self.done,
             "failed": self.failed,
+            "waiting": self.waiting,
             "cancelled": self.cancelled,
         }
         always = {"new", "to resume", "done"}
@@ -269,7 +274,9 @@ def standing(store: LocalStore, plan: Plan, batch: str | None) -> Standing:
     if batch is None:
         return Standing(new=tuple(item.index for item in plan.items))
     history = History.of(store.entries(batch))
-    found: dict[str, list[int]] = {"new": [], "to_resume": [], "done": [], "failed": [], "cancelled": []}
+    found: dict[str, list[int]] = {
+        name: [] for name in ("new", "to_resume", "done", "failed", "waiting", "cancelled")
+    }
     begun: list[tuple[Item, Execution]] = []
     for item in plan.items:
         executions = history.by_step.get(item.step)
@@ -281,7 +288,11 @@ def standing(store: LocalStore, plan: Plan, batch: str | None) -> Standing:
             begun.append((item, executions[-1]))
     states = run_states(store, [item.run for item, _ in begun])
     for item, execution in begun:
-        found[_standing_of(states.get(item.run), execution)].append(item.index)
+        state = states.get(item.run)
+        if state == RunState.WAITING and undecided(store, item.run, time.time()) is not None:
+            found["waiting"].append(item.index)
+        else:
+            found[_standing_of(state, execution)].append(item.index)
     return Standing(**{name: tuple(sorted(indices)) for name, indices in found.items()})
 
 

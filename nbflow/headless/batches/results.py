@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _WHOLE = 36
 
 #: What a batch can be; "stopped" is running with nobody at work.
-_STATES = ("running", "stopped", "completed", "failed", "cancelled", "corrupt")
+_STATES = ("running", "waiting", "stopped", "completed", "failed", "cancelled", "corrupt")
 
 #: What is told of every notebook, between its parameters and its results.
 _FACTS = ("state", "attempts", "restored", "ran", "seconds", "error", "run", "output")
@@ -64,8 +64,8 @@ def batch_results(
     """Return one row for each notebook of a batch (the newest by default): parameters, state, results.
 
     The index is the notebook's number in the batch, from 0. The columns are the
-    parameters; `state` (pending, running, completed, failed, cancelled, or stopped:
-    begun, and nobody works on it); `attempts`; how many cells the last one `restored`
+    parameters; `state` (pending, running, waiting at a gate, completed, failed, cancelled,
+    or stopped: begun, and nobody works on it); `attempts`; how many cells the last one `restored`
     and `ran` (known once it is completed); `seconds` that it was at work; `error`;
     `run`; `output`; and each collected variable. `collect` names variables;
     None: those that the batch was told to collect. One that the run's result does
@@ -117,9 +117,9 @@ def batches(
 ) -> pd.DataFrame:
     """List batches, newest first, as a table.
 
-    Columns: batch (its id), notebook, state (running, completed, failed, cancelled,
+    Columns: batch (its id), notebook, state (running, waiting, completed, failed, cancelled,
     or stopped: it can be resumed and nobody does), created (UTC), total, completed,
-    failed, left (neither of the two), seconds from its begin to its last record.
+    failed, waiting (at gates), left (none of these), seconds from its begin to its last record.
     `notebook` is a path, or a name in which `*` stands for anything.
 
     Raises:
@@ -135,11 +135,11 @@ def batches(
     if state is not None and state not in _STATES:
         raise UsageError(f"No batch is ever {state!r}.", hint=f"It is {', '.join(_STATES)}.")
     place = _store(store)
-    columns = ("batch", "notebook", "state", "created", "total", "completed", "failed", "left", "seconds")
+    columns = ["batch", "notebook", "state", "created", "total", "completed", "failed", "waiting", "left"]
     found = []
     with _reading(place) as connection:
         rows = connection.execute(_BATCHES).fetchall() if connection is not None else []
-    for run, workflow, own_state, created, updated, record, completed, failed in rows:
+    for run, workflow, own_state, created, updated, record, completed, failed, waiting in rows:
         now = _batch_state(place, run, own_state)
         if state is not None and now != state:
             continue
@@ -148,12 +148,13 @@ def batches(
         if notebook is not None and not _is_of(notebook, workflow, opened.launch.get("notebook", "")):
             continue
         total = len(opened.launch.get("items", ()))
-        left = total - completed - failed
+        left = total - completed - failed - waiting
         when = pd.Timestamp(created, unit="s", tz="UTC")
-        found.append((run, workflow, now, when, total, completed, failed, left, updated - created))
+        counts = total, completed, failed, waiting, left
+        found.append((run, workflow, now, when, *counts, updated - created))
         if limit is not None and len(found) >= limit:
             break
-    return pd.DataFrame(found, columns=list(columns))
+    return pd.DataFrame(found, columns=[*columns, "seconds"])
 
 
 def find_batch(store: LocalStore, batch: str | None = None) -> str:
@@ -199,7 +200,7 @@ SELECT run, stamp FROM nbflow.event WHERE kind = 'run.opened' AND step_kind = '{
 ORDER BY stamp DESC, run DESC
 """
 
-#: Of each batch how many items are completed and failed: its own journal knows, and of items that it had no
+#: Of each batch how many items are completed, failed and waiting: its own journal knows, and of items that it had no
 #: time to record their runs.
 _BATCHES = f"""
 WITH batch AS (SELECT run FROM nbflow.event WHERE kind = 'run.opened' AND step_kind = '{BATCH}'),
@@ -215,15 +216,17 @@ child AS (
 ),
 item AS (
     SELECT batch, coalesce(s.completed, false) OR coalesce(c.state = 'completed', false) AS completed,
-           coalesce(s.failed, false) OR coalesce(c.state = 'failed', false) AS failed
+           coalesce(s.failed, false) OR coalesce(c.state = 'failed', false) AS failed,
+           coalesce(c.state = 'waiting', false) AS waiting
     FROM step s FULL JOIN child c USING (batch, step)
 ),
 counted AS (
-    SELECT batch, count(*) FILTER (completed) AS completed, count(*) FILTER (failed AND NOT completed) AS failed
+    SELECT batch, count(*) FILTER (completed) AS completed, count(*) FILTER (failed AND NOT completed) AS failed,
+           count(*) FILTER (waiting AND NOT completed AND NOT failed) AS waiting
     FROM item GROUP BY batch
 )
 SELECT b.run, b.workflow, b.state, b.created, b.updated, b.opened_record,
-       coalesce(c.completed, 0), coalesce(c.failed, 0)
+       coalesce(c.completed, 0), coalesce(c.failed, 0), coalesce(c.waiting, 0)
 FROM nbflow.run_now b LEFT JOIN counted c ON c.batch = b.run
 WHERE b.workflow_kind = '{BATCH}' AND b.opened_record IS NOT NULL ORDER BY b.created DESC, b.run DESC
 """
@@ -268,7 +271,7 @@ def _row(
     run_state, attempts, error, seconds = facts if facts is not None else (None, 0, "", None)
     batch_over = history.state in FINAL_RUN_STATES
     state = _state(store, item, executions, run_state, at_work=at_work, over=batch_over)
-    if state == RunState.COMPLETED:
+    if state in {RunState.COMPLETED, RunState.WAITING}:
         error = ""
     elif not error and executions and executions[-1].ended is not None:
         # The runner knows more than a run whose kernel was killed.
@@ -297,9 +300,11 @@ def _state(
     if run_state == RunState.CANCELLED:
         return str(RunState.CANCELLED)
     now = executions[-1].state if executions else None
+    if run_state == RunState.WAITING and not over:
+        return str(RunState.WAITING)
     if at_work and now in {StepState.RUNNING, StepState.WAITING}:
         return str(RunState.RUNNING)
-    if run_state in {RunState.RUNNING, RunState.WAITING} and _alive(store, item.run):
+    if run_state == RunState.RUNNING and _alive(store, item.run):
         return str(run_state)  # somebody carries this one on by itself
     if run_state in {RunState.FAILED, "corrupt"} or now is StepState.FAILED:
         return str(RunState.FAILED)
@@ -310,7 +315,9 @@ def _state(
 
 def _batch_state(store: LocalStore, run: str, state: str) -> str:
     if state in {RunState.RUNNING, RunState.WAITING, RunState.PENDING}:
-        return str(RunState.RUNNING) if _alive(store, run) else "stopped"
+        if _alive(store, run):
+            return str(RunState.RUNNING)
+        return str(RunState.WAITING) if state == RunState.WAITING else "stopped"
     return state
 
 

@@ -26,6 +26,7 @@ import msgspec
 
 from nbflow.core.errors import (
     ChildFailed,
+    GatePending,
     NbflowError,
     RunCancelled,
     RunFinished,
@@ -34,13 +35,16 @@ from nbflow.core.errors import (
     WorkerLost,
 )
 from nbflow.core.history import History
-from nbflow.core.model import ErrorInfo
+from nbflow.core.model import ErrorInfo, RunChanged
 from nbflow.core.signature import digest
 from nbflow.core.states import RunState
-from nbflow.headless.batches.jobs import AGAIN, Item, Job, Outcome, Plan, Progress, Watcher, Workers
+from nbflow.headless.batches.jobs import Item, Job, Outcome, Plan, Progress, Unwatched, Watcher, Workers
+from nbflow.headless.batches.stops import failure, stop_at
+from nbflow.headless.waiting import Waiting, family, undecided
 from nbflow.headless.workers.delivery import deliver
 from nbflow.headless.workers.scratch import remove_left_over, scratch_of
 from nbflow.runtime.budgets import CHARGED, RUN, history_spent
+from nbflow.runtime.gates.ahead import Approvals
 from nbflow.runtime.session import Session, StepResult, StepSpec
 from nbflow.values.failures import encode_error
 
@@ -50,27 +54,32 @@ TRIES = 3
 #: Seconds between two looks at the inbox: somebody may want the batch to stop.
 LOOK = 0.5
 
-State = Literal["completed", "failed", "cancelled", "interrupted"]
+#: Seconds between two looks at the gates that notebooks wait at: a decided one goes on while the batch runs.
+GATES = 1.0
+
+State = Literal["completed", "failed", "cancelled", "waiting", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Tally:
     """How a batch stands when its runner is done: items by how they ended; `left` did not come to an end.
 
-    Interrupted is what somebody stopped; like failed, it can be resumed.
+    Interrupted is what somebody stopped, `waiting` items stopped at gates; like failed, it can be resumed.
     """
 
     completed: int
     failed: int
     left: int
     state: State
+    waiting: int = 0
 
 
 class Runner:
     """One attempt at a batch, whose run is `session`'s. Its workers belong to the caller, who closes them.
 
     `max_failures` is the number of failed items from which nothing new starts;
-    `retry_failed` how often each failed item is tried again when all others are through.
+    `retry_failed` how often each failed item is tried again when all others are through;
+    `approve` names gates that are approved as soon as a notebook comes to them.
     """
 
     def __init__(
@@ -82,8 +91,10 @@ class Runner:
         watcher: Watcher | None = None,
         max_failures: int | None = None,
         retry_failed: int = 0,
+        approve: Approvals = Approvals(),  # noqa: B008 - frozen
     ) -> None:
         self._session, self._plan, self._workers = session, plan, workers
+        self._approve = approve
         self._watcher: Watcher = watcher if watcher is not None else Unwatched()
         self._max_failures, self._retries = max_failures, retry_failed
         self._scratch = scratch_of(session.run)
@@ -94,6 +105,11 @@ class Runner:
         self._running: set[int] = set()
         self._completed: set[int] = set()
         self._failed: dict[int, Item] = {}
+        #: What stopped at a gate that is not decided.
+        self._held: dict[int, Item] = {}
+        #: … and of these what this runner goes on with as soon as it is decided.
+        self._followed: set[int] = set()
+        self._gates_seen = 0.0
         self._tries: dict[int, int] = {}
         self._looked = 0.0
         #: Why nothing new starts; "" while it does.
@@ -125,12 +141,18 @@ class Runner:
         session = self._session
         try:
             remove_left_over(self._scratch)
+            held: list[tuple[Item, Waiting]] = []
             for item in self._plan.items:
                 if session.find(item.step, _signature(item)) is not None:
                     self._completed.add(item.index)
+                elif item.step in session.history.by_step and (gate := self._gate_of(item, approve=True)):
+                    self._hold(item, gate)
+                    held.append((item, gate))
                 else:
                     self._waiting.append(item)
             self._watcher.begin(session.run, self._plan, frozenset(self._completed))
+            for item, gate in held:
+                self._watcher.held(item, Outcome("waiting", 0.0, waiting=gate))
             self._work()
             tally = self._end()
         except BaseException:
@@ -158,6 +180,7 @@ class Runner:
     def _decide(self) -> None:
         while True:
             self._look()
+            self._take_decided()
             while self._waiting and not self._draining and len(self._running) < self._workers.width:
                 self._start(self._waiting.popleft())
             if not self._running:
@@ -182,6 +205,42 @@ class Runner:
             self._cancelled = error
             self._halt("the batch is cancelled", by_user=False)
 
+    def _gate_of(self, item: Item, *, approve: bool = False) -> Waiting | None:
+        """Return the gate that keeps an item from going on; None where a worker has something to do.
+
+        With `approve` one that is approved beforehand keeps nobody.
+        """
+        store, now = self._session.store, self._session.clock.now()
+        try:
+            return undecided(store, item.run, now, self._approve.gates if approve else ())  # type: ignore[arg-type]
+        except NbflowError:  # what cannot be read now is found out by whoever does it
+            return None
+
+    def _hold(self, item: Item, gate: Waiting | None) -> None:
+        """Keep an item that waits, with no worker; followed where its gate can be seen from here, and goes on then."""
+        self._held[item.index] = item
+        if gate is not None and gate.run in family(self._session.store, item.run):  # type: ignore[arg-type]
+            self._followed.add(item.index)
+
+    def _take_decided(self, *, now: bool = False) -> None:
+        """Have what waited at gates that are decided by now done."""
+        if not self._followed or self._draining or not (now or time.monotonic() - self._gates_seen >= GATES):
+            return
+        self._gates_seen = time.monotonic()
+        for index in sorted(self._followed):
+            item = self._held[index]
+            if self._gate_of(item) is None and not self._at_work(item):
+                self._followed.discard(index)
+                self._waiting.append(self._held.pop(index))
+
+    def _at_work(self, item: Item) -> bool:
+        """Tell whether somebody else carries an item on: then it comes to its end there, or stops once more."""
+        try:
+            _, alive = self._session.store.live.folder(item.run).owner()  # type: ignore[attr-defined]  # as in `_do`
+        except NbflowError:
+            return False  # its folder is gone: it is over
+        return bool(alive)
+
     def _start(self, item: Item) -> None:
         self._running.add(item.index)
         if len(self._slots) < len(self._running):  # a cluster may grow while the batch runs
@@ -197,6 +256,7 @@ class Runner:
 
     def _again(self) -> bool:
         """Have what failed tried again when all others are through; tell whether there is anything to do."""
+        self._take_decided(now=True)
         if self._draining or not (self._waiting or (self._failed and self._retries)):
             return False
         if not self._waiting:
@@ -229,6 +289,8 @@ class Runner:
         self._running.discard(item.index)
         if outcome.state == "completed":
             self._completed.add(item.index)
+        elif outcome.state == "waiting":
+            self._hold(item, outcome.waiting)
         else:
             self._failed[item.index] = item
         self._watcher.ended(item, outcome)
@@ -284,6 +346,8 @@ class Runner:
         def body(_attempt: int) -> StepResult:
             outcome = self._do(item, begun=begun)
             outcomes.append(outcome)
+            if outcome.waiting is not None:
+                raise stop_at(item, outcome.waiting)
             if outcome.state != "completed":
                 raise failure(item, outcome)
             facts = {
@@ -296,7 +360,7 @@ class Runner:
 
         try:
             session.run_step(spec, body)
-        except ChildFailed:
+        except (ChildFailed, GatePending):
             return outcomes[0]
         return outcomes[0]
 
@@ -323,6 +387,7 @@ class Runner:
             options=plan.options,
             # Of this attempt alone: a worker of a killed runner may be about to remove its own.
             scratch=str(self._scratch / f"{item.index}-{session.attempt}"),
+            approve=self._approve,
         )
         for number in range(1, TRIES + 1):
             exists, over = self._standing(item) if begun or number > 1 else (False, None)
@@ -380,15 +445,20 @@ class Runner:
 
     def _end(self) -> Tally:
         session = self._session
-        completed, failed = len(self._completed), len(self._failed)
-        left = len(self._plan.items) - completed - failed
+        completed, failed, waiting = len(self._completed), len(self._failed), len(self._held)
+        left = len(self._plan.items) - completed - failed - waiting
         state: State
         if self._cancelled is not None:
             state = "cancelled"
             session.finish(RunState.CANCELLED, reason=_reason(self._cancelled), error=self._cancelled)
-        elif not left and not failed:
+        elif not left and not failed and not waiting:
             state = "completed"
             session.finish(RunState.COMPLETED)
+        elif not left and not failed:
+            state = "waiting"
+            said = f"{waiting} of {len(self._plan.items)} notebooks wait for a decision."
+            session.recorder.append(RunChanged(state=RunState.WAITING, reason=said))
+            session.close()
         elif left and self._by_user:
             state = "interrupted"
             session.close()
@@ -397,48 +467,7 @@ class Runner:
             said = f"{failed} of {len(self._plan.items)} notebooks failed"
             said += f", {left} were not begun." if left else "."
             session.finish(RunState.FAILED, reason=said, error=ErrorInfo(type="ItemsFailed", message=said))
-        return Tally(completed, failed, left, state)
-
-
-class Unwatched:
-    """A `Watcher` that looks away; a base for those who want to see only some of what happens."""
-
-    def begin(self, run: str, plan: Plan, done: frozenset[int]) -> None:
-        """See `Watcher`."""
-
-    def started(self, item: Item, attempt: int) -> None:
-        """See `Watcher`."""
-
-    def progress(self, item: Item, progress: Progress) -> None:
-        """See `Watcher`."""
-
-    def ended(self, item: Item, outcome: Outcome) -> None:
-        """See `Watcher`."""
-
-    def lost(self, item: Item, error: Exception, again: bool) -> None:
-        """See `Watcher`."""
-
-    def stopping(self, why: str) -> None:
-        """See `Watcher`."""
-
-    def end(self, state: str) -> None:
-        """See `Watcher`."""
-
-
-def failure(item: Item, outcome: Outcome) -> ChildFailed:
-    """Return the error that an item's step ends with: the notebook's own, and where it was."""
-    what = "was cancelled" if outcome.state == "cancelled" else "failed"
-    where = "" if outcome.cell is None else f" in cell {outcome.cell + 1}"
-    said = ""
-    if outcome.error is not None and outcome.state != "cancelled":
-        said = f": {outcome.error.type}: {outcome.error.message}"
-    origin = f" ({item.origin})" if item.origin else ""
-    return ChildFailed(
-        f"Item {item.index}{origin}, run {item.run}, {what}{where}{said}".rstrip(".") + ".",
-        hint="Cancelled is final." if outcome.state == "cancelled" else AGAIN,
-        child=item.run,
-        state=str(outcome.state),
-    )
+        return Tally(completed, failed, left, state, waiting)
 
 
 def _signature(item: Item) -> bytes:

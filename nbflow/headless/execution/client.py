@@ -20,9 +20,10 @@ from nbclient.util import ensure_async, run_sync
 from papermill.clientwrap import PapermillNotebookClient
 
 from nbflow.core import errors
-from nbflow.core.errors import KernelDied, NbflowError
+from nbflow.core.errors import GatePending, KernelDied, NbflowError
 from nbflow.headless.execution.bookkeeping import Bookkeeper
-from nbflow.notebook.messages import REPORT, is_notice
+from nbflow.headless.waiting import Waiting
+from nbflow.notebook.messages import REPORT, WAITS, is_notice
 
 #: Seconds that nbflow in the kernel may take to answer: it opens a run, or ends it.
 PATIENCE = 300
@@ -52,6 +53,9 @@ class DurableClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
         self._cell: Any = None
         self._index = 0
         self._info: dict[str, Any] | None = None
+        #: The gate at which the cell stopped, and what the kernel showed of it.
+        self._gate: Waiting | None = None
+        self._asked, self._said = False, list[dict[str, Any]]()
 
     # --- the notebook ------------------------------------------------------------------------------------
 
@@ -77,14 +81,21 @@ class DurableClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
     def execute_cell(self, cell: Any, cell_index: int, **options: Any) -> Any:
         """Run one cell, and have the books say what became of it."""
         self._cell, self._index = cell, cell_index
+        self._gate, self._asked, self._said = None, False, []
         executed, begin = self.code_cells_executed, time.perf_counter()
         try:
-            return super().execute_cell(cell, cell_index, **options)
+            done = super().execute_cell(cell, cell_index, **options)
+            if self._gate is not None:  # a tag lets the cell raise, but nothing goes on behind a gate
+                raise CellExecutionError("", GatePending.__name__, "")
+            return done
         except DeadKernelError:
             death = self._death()
             self.books.cell_exception(cell, cell_index=cell_index, exception=death)
             raise death from None
         except BaseException as error:
+            if isinstance(error, CellExecutionError) and self._gate is not None:
+                self.books.stopped_at(self._gate, cell, cell_index, self._said)
+                raise
             # papermill itself marks no cell that ran out of time or was interrupted with it.
             self.books.cell_exception(cell, cell_index=cell_index, exception=error)
             if isinstance(error, CellTimeoutError):  # which does not say where it was
@@ -142,6 +153,8 @@ class DurableClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
         if msg["msg_type"] in {"display_data", "update_display_data"} and is_notice(content.get("metadata")):
             self._notice(content["data"], cell, cell_index)
             return None
+        if msg["msg_type"] == "error" and content["ename"] == GatePending.__name__:
+            self._asked = True
         if msg["msg_type"] == "execute_input":
             asyncio.get_running_loop().call_later(SHOWN_RUNNING, self.books.catch_up, self.books.done)
         return super().process_message(msg, cell, cell_index)
@@ -149,6 +162,10 @@ class DurableClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
     def _notice(self, data: dict[str, Any], cell: Any, index: int) -> None:
         if REPORT in data:
             self.books.report(cell, index, data[REPORT])
+        elif WAITS in data:
+            self._gate = Waiting(**data[WAITS])
+        elif self._asked:
+            self._said.append(data)
         else:
             self.log.info(f"Cell {index + 1}: {data.get('text/plain', '')}")
 

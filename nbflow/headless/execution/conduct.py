@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,10 @@ from nbflow.headless.identity import (
     store_of,
     workflow_of,
 )
+from nbflow.headless.waiting import NotebookWaits
 from nbflow.notebook.messages import PROTOCOL
 from nbflow.notebook.outcome import mentions_results
+from nbflow.runtime.gates.ahead import Approvals
 from nbflow.store.lease import this_owner
 from nbflow.store.local import LocalStore
 
@@ -67,7 +69,8 @@ class Terms:
     `run` is an id, "new" or None; `store` a place; `collect` names variables that
     are the run's result; `memory` bounds the kernel (bytes); `item` says which run
     of which batch this is, and then nobody but the batch's runner opens the database;
-    `begun` that this run exists, and is not to be begun.
+    `begun` that this run exists, and is not to be begun. `approve` names gates that
+    are approved when the notebook comes to them (a list, or a mapping to feedback).
     `told` is called when the run is open and behind every cell.
     """
 
@@ -77,6 +80,7 @@ class Terms:
     memory: int | None = None
     item: RunOpened | None = None
     begun: bool = False
+    approve: Approvals = field(default_factory=Approvals)
     told: Callable[[Bookkeeper], None] | None = None
 
     @classmethod
@@ -98,6 +102,7 @@ class Terms:
         given.setdefault("run", os.environ.get(RUN_VARIABLE) or None)
         collect = given.get("collect", ())
         given["collect"] = (collect,) if isinstance(collect, str) else tuple(collect)
+        given["approve"] = Approvals.of(given.get("approve", ()))
         return cls(**given)
 
 
@@ -170,6 +175,7 @@ class Conductor:
                             if cell.cell_type == "code" and mentions_results(cell.source)
                         ],
                         "memory": self._terms.memory,
+                        "approve": self._terms.approve.plain(),
                     },
                 )
                 attempt = answer["attempt"]
@@ -189,7 +195,10 @@ class Conductor:
         logger.info(f"nbflow run {self.run}: {verb} {attempt}")
 
     def closing(self, client: DurableClient) -> None:
-        """Record how the run ended; the kernel still stands."""
+        """Record how the run ended, or that it waits; the kernel still stands."""
+        if self.books.waiting is not None:
+            self._pause(client)
+            return
         failure = _failure(self.books)
         state = RunState.COMPLETED if failure is None else RunState.FAILED
         self._completed = failure is None
@@ -223,9 +232,24 @@ class Conductor:
             logger.warning(f"{name} is not collected: {why}")
         self.books.close(answer["state"])
         self.store.wind_up(self.run, _SPARE + _SHARE * (time.monotonic() - self._begun))
-        if failure is None and answer["state"] == "cancelled":
+        if failure is None:
+            self._require_ours(answer["state"])
+
+    def _pause(self, client: DurableClient) -> None:
+        """Have the kernel give up a run that waits at a gate, which needs nobody until somebody has decided."""
+        answer = client.ask("end", {"state": str(RunState.WAITING)})
+        if answer["state"] != RunState.WAITING:
+            self.books.waiting = None
+            self.books.close(answer["state"])
+            self._require_ours(answer["state"])
+        assert self.books.waiting is not None
+        self.books.close(str(RunState.WAITING), waiting=self.books.waiting.facts)
+        self.store.wind_up(self.run, _SPARE + _SHARE * (time.monotonic() - self._begun))
+
+    def _require_ours(self, state: str) -> None:
+        if state == "cancelled":
             raise RunCancelled(f"Run {self.run} is cancelled.", run=self.run, reason="user")
-        if failure is None and answer["state"] == "lost":
+        if state == "lost":
             raise LeaseLost(f"Run {self.run} was taken over by another process.", run=self.run)
 
     def conclude(self) -> None:
@@ -236,7 +260,13 @@ class Conductor:
 
         Raises:
             StoreFull, StoreError: the run is not over; the same command restores all cells and ends it.
+            NotebookWaits: it stopped at a gate.
         """
+        if self.books.waiting is not None:
+            self.books.save_waiting()
+            error = NotebookWaits.of(self.books.waiting, self.run, self.books.deciding(self.books.waiting))
+            error.notebook = self.books.nb
+            raise error
         if not self._completed:
             return
         if self._session is not None:
@@ -292,6 +322,7 @@ def conduct(
     terms = Terms.taken_from(options)
     store = store_of(source, terms.store, upkeep=terms.item is None)
     books.told = _telling(store, terms.told)
+    books.deciding = lambda waiting: waiting.command(store.root, folder)
     books.put_away = partial(_put_away, store)
     parameters = nb.metadata.get("papermill", {}).get("parameters", {})
     wanted = Wanted(

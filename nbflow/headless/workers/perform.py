@@ -23,6 +23,7 @@ from nbflow.core.errors import KernelDied, RunCancelled, UsageError
 from nbflow.core.model import ErrorInfo, RunOpened
 from nbflow.headless.batches.jobs import Job, Outcome, Progress, Told
 from nbflow.headless.identity import verbatim
+from nbflow.headless.waiting import NotebookWaits, Waiting
 from nbflow.headless.workers.delivery import keep, make_folder, whole_files
 from nbflow.headless.workers.scratch import kernel_in, make_scratch, remove_scratch
 from nbflow.values.failures import encode_error
@@ -70,6 +71,7 @@ def execute(job: Job, told: Told) -> Outcome:
         told(Progress(its.done, len(its.nb.cells), its.counts["restored"]))
 
     problem: Exception | None = None
+    waiting: Waiting | None = None
     item, options = job.item, job.options
     try:
         require_limits(options.memory)
@@ -91,22 +93,26 @@ def execute(job: Job, told: Told) -> Outcome:
                 nbflow_store=job.store,
                 nbflow_collect=options.collect,
                 nbflow_memory=options.memory,
+                nbflow_approve=job.approve,
                 nbflow_told=tell,
                 **kernel_in(Path(job.scratch)),
             )
+    except NotebookWaits as error:
+        waiting = error.waiting
     except Exception as error:  # noqa: BLE001 - whatever went wrong is how this item ended
         problem = error
         if books and books[0].nb.metadata.get("nbflow", {}).get("state") == "completed":
             keep(job, books[0].nb)
     facts = books[0].nb.metadata.get("nbflow", {}) if books else {}
     return Outcome(
-        state=_state(problem),
+        state="waiting" if waiting is not None else _state(problem),
         seconds=time.monotonic() - began,
         attempt=facts.get("attempt"),
         restored=int(facts.get("restored", 0)),
         ran=int(facts.get("ran", 0)),
         error=None if problem is None else _info(problem, options.memory),
         cell=getattr(problem, "cell_index", getattr(problem, "cell", None)),
+        waiting=waiting,
     )
 
 

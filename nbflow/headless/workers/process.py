@@ -78,7 +78,11 @@ def _do(connection: Connection, job: Job) -> Outcome:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    return outcome if outcome.state == "completed" else msgspec.structs.replace(outcome, log=tail(scratch))
+    return (
+        outcome
+        if outcome.state in {"completed", "waiting"}
+        else msgspec.structs.replace(outcome, log=tail(scratch))
+    )
 
 
 def _write_into(path: Path) -> None:

@@ -31,6 +31,7 @@ from nbflow.core.errors import (
     UnknownRun,
     UsageError,
 )
+from nbflow.core.gates import pending_of
 from nbflow.core.history import History
 from nbflow.core.ids import child_run_id
 from nbflow.core.ledger import Amounts
@@ -328,7 +329,9 @@ def _stopped(session: Session, child: Session, workflow: Workflow, error: BaseEx
     if isinstance(error, Exception):
         _end(child, RunState.FAILED, error)
         raise failed_by(workflow.name, child.run, error) from error
-    child.log.flush()  # an interrupt leaves it to be carried on
+    if pending_of(error) is not None:
+        child.waits()
+    child.log.flush()  # an interrupt, or a gate that waits, leaves it to be carried on
 
 
 def _end(child: Session, state: RunState, error: Exception, reason: str = "") -> None:
@@ -383,6 +386,10 @@ async def _notebook(
         ) from error
     except BaseException as error:  # noqa: BLE001 - raised again below, after the child's end is recorded
         trouble = error
+    gate = None if trouble is None else notebook_child.waits_at(session.store, run)
+    if gate is not None:
+        session.waits()
+        raise gate from trouble
     try:
         child = _attach(session, workflow, run)
     except RunFinished:  # by `%nbflow finish` in the notebook, or cancelled from outside

@@ -20,8 +20,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbflow.core.errors import LeaseHeld, UsageError
+from nbflow.core.errors import GatePending, LeaseHeld, UsageError
+from nbflow.core.gates import gates_of, pending_at
+from nbflow.core.history import History
 from nbflow.core.signature import digest, short
+from nbflow.core.states import RunState
 from nbflow.runtime.waits.waiting import wait_until, wait_until_async
 from nbflow.store.place import CHILDREN
 from nbflow.store.protocol import Store
@@ -76,6 +79,15 @@ def locate(target: str | Path, store: Store) -> tuple[Path, str]:
         return path, Path(os.path.relpath(path, Path(root).resolve().parent)).as_posix()
     except ValueError:  # another drive, on Windows
         return path, path.as_posix()
+
+
+def waits_at(store: Store, run: str) -> GatePending | None:
+    """Return the gate at which a notebook's run has stopped; None where it stopped for another reason."""
+    history = History.of(store.entries(run))
+    waiting = [gate for gate in gates_of(history) if gate.state == "waiting"]
+    if history.state != RunState.WAITING or not waiting:
+        return None
+    return pending_at(run, history.info().workflow, waiting[0])
 
 
 class KernelRun:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nbflow.core.errors import ItemsFailed, LeaseError, NbflowError, RunCancelled
+from nbflow.core.errors import GatePending, ItemsFailed, LeaseError, NbflowError, RunCancelled
 from nbflow.core.fanout import Frontier
+from nbflow.core.gates import pending_of
 from nbflow.core.history import Execution
 from nbflow.core.model import AnyRecord, ErrorInfo, StepEnded, StepStarted
 from nbflow.core.retry import RetryPolicy
@@ -125,6 +126,8 @@ class Fan:
         self.changed = threading.Condition()
         #: Called after each change, by whoever made it: for those who cannot wait for `changed`.
         self.told: Callable[[], None] | None = None
+        #: Items that stopped at a gate, by place: they go on when the fan-out is run again, the others go on now.
+        self.pending: dict[int, GatePending] = {}
         #: What ends the whole fan-out, whatever `on_error` says.
         self.fatal: BaseException | None = None
         self.stopped = False
@@ -253,6 +256,12 @@ class Fan:
 
     def failed(self, place: int, error: BaseException) -> None:
         """Take in a failure that is recorded; decide what becomes of the others."""
+        gate = pending_of(error)
+        if gate is not None:
+            with self.changed:
+                self.pending[place] = gate
+                self._settled((place,))
+            return
         lost: list[int] = []
         with self.changed:
             self.errors[place] = error
@@ -290,10 +299,11 @@ class Fan:
 
         Raises:
             ItemsFailed: items failed, with `on_error="halt"`.
+            GatePending: items wait at gates; all others that could be done are.
             BaseException: what ended the fan-out, such as `RunCancelled`.
         """
         self.progress.close()
-        error = self.fatal or self._halted()
+        error = self.fatal or self._halted() or self._first_pending()
         if error is not None:
             self._give_back(range(len(self.items)))
             raise error
@@ -319,6 +329,15 @@ class Fan:
         if len(failed) == 1:
             problem.__cause__ = failed[0][1]
         return problem
+
+    def _first_pending(self) -> GatePending | None:
+        if not self.pending:
+            return None
+        first = self.pending[min(self.pending)]
+        if len(self.pending) > 1:
+            first.add_note(f"nbflow: {len(self.pending)} of {len(self.items)} items wait at gates.")
+        self.session.waits()  # items that began after it had stopped said that the run goes on
+        return first
 
     def _give_back(self, places: Collection[int]) -> None:
         """Uncount items that have no result: mapping over them again is another try at the same steps."""

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from nbflow.runtime.session import Session
 
-#: Seconds before a bar is shown, and between two updates of it.
+#: Seconds before a bar is shown, between two updates of it, and between two where nothing ended.
 _PATIENCE = 1.0
 _EVERY = 0.1
+_SLOWLY = 1.0
 
 
 class Counts(NamedTuple):
@@ -42,7 +43,7 @@ class Display(Protocol):
     """What shows the counts: a bar, a line, a widget."""
 
     def show(self, counts: Counts) -> None:
-        """Show the counts as they are now."""
+        """Show the counts as they are now; called for each change and, where the pulse beats, once a second."""
         ...
 
     def close(self, counts: Counts) -> None:
@@ -70,6 +71,17 @@ def progress_of(session: Session) -> list[Counts]:
     return [each.counts for each in found]
 
 
+def tick() -> tuple[int, int]:
+    """Have the fan-outs that take their time shown, though none of their items ended.
+
+    Return how many are shown, and how many are or will be.
+    """
+    with _lock:
+        found = [each for those in list(_open.values()) for each in those]
+    shown = sum(each.tick() for each in found)
+    return shown, sum(each.wanted for each in found)
+
+
 class Progress:
     """Counts one fan-out. Safe to use from several threads."""
 
@@ -81,6 +93,7 @@ class Progress:
         self._lock = threading.Lock()
         self._next = time.monotonic() + _PATIENCE if show is not False else float("inf")
         self._wanted = show is not False
+        self._shown = 0.0
         self._display: Display | None = None
         with _lock:
             _open.setdefault(session, []).append(self)
@@ -90,6 +103,11 @@ class Progress:
         """How far it is now."""
         return self._counts
 
+    @property
+    def wanted(self) -> bool:
+        """Whether it is shown, or will be once it has taken its time."""
+        return self._wanted
+
     def add(self, *, done: int = 0, failed: int = 0, skipped: int = 0) -> None:
         """Count items that ended."""
         with self._lock:
@@ -97,14 +115,24 @@ class Progress:
             self._counts = old._replace(
                 done=old.done + done, failed=old.failed + failed, skipped=old.skipped + skipped
             )
-            if not self._wanted or time.monotonic() < self._next:
-                return
-            if self._display is None:
-                self._display = _display(self._counts)
-                self._wanted = self._display is not None
-            if self._display is not None:
-                self._display.show(self._counts)
-            self._next = time.monotonic() + _EVERY
+            self._show(_EVERY)
+
+    def tick(self) -> bool:
+        """Show the counts anew although nothing ended, so that time is seen to pass; tell whether they are shown."""
+        with self._lock:
+            self._show(_SLOWLY)
+            return self._display is not None
+
+    def _show(self, every: float) -> None:
+        now = time.monotonic()
+        if not self._wanted or now < self._next or now - self._shown < every:
+            return
+        if self._display is None:
+            self._display = _display(self._counts)
+            self._wanted = self._display is not None
+        if self._display is not None:
+            self._display.show(self._counts)
+        self._shown = now
 
     def close(self) -> None:
         """The fan-out is over."""
@@ -140,6 +168,7 @@ class _Bar:
     def show(self, counts: Counts) -> None:
         self._bar.set_postfix_str(said(counts), refresh=False)
         self._bar.update(counts.total - counts.left - self._bar.n)
+        self._bar.refresh()
 
     def close(self, counts: Counts) -> None:
         self.show(counts)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from nbflow.core.errors import JoinFailed, LeaseError, RunCancelled
+from nbflow.core.errors import GatePending, JoinFailed, LeaseError, RunCancelled
+from nbflow.core.gates import pending_of
 from nbflow.core.joins import Verdict
 from nbflow.core.line import Line
 from nbflow.core.model import StepEnded
@@ -36,6 +37,8 @@ class Branches:
         self._data: dict[str, Data] = {}
         self._succeeded: list[str] = []
         self._failed: dict[str, BaseException] = {}
+        #: Branches that stopped at a gate: the others go on to their ends, or to their own gates.
+        self._pending: dict[str, GatePending] = {}
         self._stop: RunCancelled | LeaseError | None = None
 
     async def run(self, data_of: Callable[[Branch, Line], Data]) -> dict[str, Any]:
@@ -43,6 +46,7 @@ class Branches:
 
         Raises:
             JoinFailed: too few succeeded.
+            GatePending: it takes a person's decision to go on.
         """
         session = self.runner.session
         work = {str(branch.name): self._work(branch, data_of) for branch in self.split.branches}
@@ -54,9 +58,10 @@ class Branches:
             self._stopped.set()
         if self._stop is not None:
             raise self._stop
-        verdict = self.split.join.verdict(
-            len(self.split.branches), len(self._succeeded), len(self._failed), expired=True
-        )
+        if self._pending and not self._expired() and self._verdict() is Verdict.WAIT:
+            session.waits()  # states of other branches said that the run goes on
+            raise next(iter(self._pending.values()))
+        verdict = self._verdict(expired=True)
         self._end_the_rest()
         if verdict is not Verdict.SATISFIED:
             raise self._too_few()
@@ -91,13 +96,20 @@ class Branches:
         ):
             self._stop = error  # the run is to stop, not this branch alone
             return True
+        elif (gate := pending_of(error)) is not None:
+            self._pending[name] = gate
         elif not isinstance(error, Exception) and type(error).__name__ != "CancelledError":
             raise error  # an interrupt leaves the run as it is
         else:
             self._failed[name] = error
+        return self._verdict() is not Verdict.WAIT
+
+    def _verdict(self, *, expired: bool = False) -> Verdict:
         total = len(self.split.branches)
-        verdict = self.split.join.verdict(total, len(self._succeeded), len(self._failed))
-        return verdict is not Verdict.WAIT
+        return self.split.join.verdict(total, len(self._succeeded), len(self._failed), expired=expired)
+
+    def _expired(self) -> bool:
+        return self.due_at is not None and self.runner.session.clock.now() >= self.due_at
 
     def _too_few(self) -> JoinFailed:
         join, total = self.split.join, len(self.split.branches)

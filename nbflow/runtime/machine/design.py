@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbflow.core.diagram import mermaid
 from nbflow.core.errors import UsageError, VersionMismatch
+from nbflow.core.gates import OnTimeout
 from nbflow.core.machine import Definition
+from nbflow.core.outline import outline_of, plain
 from nbflow.core.retry import RetryPolicy, seconds
 from nbflow.core.signature import digest, short
 from nbflow.core.state_spec import Kind, StateSpec
 from nbflow.core.timers import instant
+from nbflow.runtime.machine.gates import ask_of
+from nbflow.runtime.machine.shown import drawn
 from nbflow.runtime.machine.tasks import Handler, Task
 from nbflow.runtime.policies.guards import policies_of
 from nbflow.runtime.watch import observers
@@ -62,10 +66,15 @@ class Design:
         self._tasks: list[Task] = []
         self._migrations: dict[str, tuple[str, Handler]] = {}
         self._definition: Definition | None = None
+        self._outline: dict[str, Any] | None = None
         self._blank = Definition(name, states, initial, final, self.version)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_definition": None}  # what is derived is no part of what it is
+        return {
+            **vars(self),
+            "_definition": None,
+            "_outline": None,
+        }  # what is derived is no part of what it is
 
     def state(  # noqa: PLR0913 - the options of all kinds of tasks; all but one by name
         self,
@@ -169,6 +178,76 @@ class Design:
         self._definition = None
         return task
 
+    def gate(  # noqa: PLR0913 - what is asked, and where each answer leads; all but two by name
+        self,
+        state: Any,
+        text: str = "",
+        /,
+        *,
+        approved: Any,
+        rejected: Any = None,
+        timed_out: Any = None,
+        options: Iterable[str] = (),
+        single: bool = False,
+        show: str | Iterable[str] = (),
+        timeout: float | str | dt.timedelta | None = None,
+        on_timeout: OnTimeout = "fail",
+        wait: bool = False,
+        into: str = "decision",
+    ) -> Task:
+        """Make a state a gate: a person decides there which state comes next.
+
+        Alone it asks. As the decorator of a function it shows what that returns for a
+        `Context`: one object, or a list of them. The decision becomes data
+        (`ctx.decision`), so feedback and selections are there in later states. Nobody
+        has decided: the machine stops with `GatePending`, and a resume comes back here.
+
+        Args:
+            state: the state, as the machine defines it.
+            text: the question, in a sentence.
+            approved: the state that follows an approval.
+            rejected: the state that follows a rejection; without it that fails the run (`GateRejected`).
+            timed_out: the state that follows when nobody decided in time, instead of `on_timeout`.
+            options: what may be selected with the decision.
+            single: an approval selects exactly one of them.
+            show: names of data to show.
+            timeout: how long a person has, from the first opening on.
+            on_timeout: "fail", "continue" or "reject"; see `nbflow.gate`.
+            wait: wait in place, instead of stopping the machine.
+            into: the name of the data that holds the decision.
+
+        Raises:
+            UnknownState: the machine has no such state.
+            UsageError: an option makes no sense.
+
+        Example:
+            >>> import nbflow
+            >>> paper = nbflow.Machine("paper", ["ask", "out", "drawer"], initial="ask", final={"out", "drawer"})
+            >>> _ = paper.gate("ask", "Publish?", approved="out", rejected="drawer", timeout=0, on_timeout="reject")
+            >>> paper.run()
+            'drawer'
+        """
+        label = self._blank.label(state)
+        ask = ask_of(
+            label,
+            self._blank.find,
+            approved=approved,
+            rejected=rejected,
+            timed_out=timed_out,
+            show=show,
+            into=into,
+            wait=wait,
+            text=text,
+            options=options,
+            single=single,
+            timeout=timeout,
+            on_timeout=on_timeout,
+        )
+        task = Task(label, {"ask": ask}, {"kind": "gate"}, list(ask.ways().values()))
+        self._tasks.append(task)
+        self._definition = None
+        return task
+
     def migration(self, found: int | str, *, to: int | str | None = None) -> Callable[[Handler], Handler]:
         """Make the decorated function accept runs of version `found`.
 
@@ -197,7 +276,7 @@ class Design:
             definition = Definition(self.name, self._states, self._initial, self._final, self.version)
             for task in self._tasks:
                 definition.add(task.spec(definition))
-            self._definition = definition
+            self._definition, self._outline = definition, None
         return self._definition
 
     def validate(self) -> None:
@@ -212,12 +291,23 @@ class Design:
         """Return the transitions that are known: (source, target, kind)."""
         return self.definition.edges()
 
-    def diagram(self) -> str:
-        """Return the machine as a Mermaid state diagram, which JupyterLab, GitHub and nbviewer draw."""
+    def outline(self) -> dict[str, Any]:
+        """Return the states and arrows as plain data, as each run keeps them so that it can be drawn anywhere."""
+        definition = self.definition
+        if self._outline is None:
+            self._outline = plain(outline_of(definition))
+        return self._outline
+
+    def to_mermaid(self) -> str:
+        """Return the machine as a Mermaid state diagram, which JupyterLab, GitHub and documentation pages draw."""
         return mermaid(self.definition)
 
-    def _repr_markdown_(self) -> str:
-        return f"```mermaid\n{self.diagram()}\n```"
+    def diagram(self) -> str:
+        """Return what `to_mermaid` does; its older name."""
+        return self.to_mermaid()
+
+    def _repr_mimebundle_(self, **_wanted: Any) -> dict[str, Any]:
+        return drawn(self)
 
     def __repr__(self) -> str:
         version = f", version {self.version}" if self.version else ""

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import TYPE_CHECKING, Any
 
 from nbflow.core import line as lines
-from nbflow.core.errors import InvalidOutcome, NbflowError, StepError
+from nbflow.core.errors import InvalidOutcome
 from nbflow.core.model import StepCursor
 from nbflow.core.outcomes import Again, Continue
 from nbflow.core.retry import RetryPolicy, seconds
@@ -18,6 +18,7 @@ from nbflow.core.signature import digest
 from nbflow.core.state_spec import StateSpec
 from nbflow.runtime import modes, trying
 from nbflow.runtime.machine.context import Context, Data
+from nbflow.runtime.machine.gates import pass_gate
 from nbflow.runtime.scope import Scope, entered
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ async def _poll(visit: Visit, ctx: Context) -> Any:
         try:
             outcome = await visit.call(_handler(visit), ctx)
         except Exception as error:
-            if isinstance(error, NbflowError) and not isinstance(error, StepError):
+            if trying.is_final(error):
                 raise
             errors += 1
             if errors >= allowed:
@@ -319,6 +320,7 @@ def _handler(visit: Visit) -> Callable[..., Any]:
 _KINDS: dict[str, Callable[[Visit, Context], Any]] = {
     "plain": _plain,
     "timer": _timer,
+    "gate": pass_gate,
     "poll": _poll,
     "stepped": _stepped,
     "batch": _batch,

@@ -19,6 +19,7 @@ from nbflow.core.errors import (
 from nbflow.core.history import History
 from nbflow.core.line import read_lines
 from nbflow.core.model import RunInfo
+from nbflow.core.outline import MACHINE
 from nbflow.core.states import FINAL_RUN_STATES, RunState
 from nbflow.runtime import active
 from nbflow.runtime.attributes import tag_texts
@@ -250,12 +251,13 @@ class Machine(Design):
         )
 
     def opened(self, clock: Clock) -> dict[str, Any]:
-        """Return what `RunOpened` says of a new run of this machine beyond its name: its deadline."""
+        """Return what `RunOpened` says of a new run beyond its name: its deadline, and how the machine is drawn."""
+        drawn: dict[str, Any] = {"launch": {MACHINE: self.outline()}}
         if self.timeout is None:
-            return {}
+            return drawn
         undoing = any(spec.compensate for spec in self.definition.specs.values())
         share = self.compensation_share if undoing else 0.0
-        return {"deadline": clock.now() + self.timeout * (1 - share)}
+        return {"deadline": clock.now() + self.timeout * (1 - share), **drawn}
 
     def _attach(self, store: Store, found: RunInfo, *, steal: bool) -> Session:
         if found.version != self.version:

@@ -385,7 +385,7 @@ class Runner:
         """Return the seconds that an attempt at the state may take: its own limit, or what is left of the run's."""
         opened = self.session.history.opened
         assert isinstance(opened, RunOpened)
-        if opened.deadline is None or state.kind in ("timer", "poll"):
+        if opened.deadline is None or state.kind in ("timer", "poll", "gate"):
             return state.timeout  # a wait asks for the deadline itself
         left = max(0.001, opened.deadline - self.session.clock.now())
         return left if state.timeout is None else min(state.timeout, left)

@@ -44,6 +44,7 @@ class Task:
             if isinstance(function, Task) and function.handler is not None:
                 function = function.handler  # one function for two states, with a decorator for each
             self.handler = function
+            self._spec = None  # a gate is one without a function, too
             # Not its attributes: one that is called `label` would make this the task of another state.
             functools.update_wrapper(self, function, updated=())
             return self
@@ -73,8 +74,9 @@ class Task:
         """Return a digest of the code of its functions, as text; the data that they read does not count."""
         undo = self._facts.get("compensate")
         functions = [self.handler, undo, *(self._parts[name] for name in sorted(self._parts))]
-        codes = (code_of(function) for function in functions if function is not None)
-        return short(digest(self.label, str(self._facts["kind"]), *codes))
+        codes = [code_of(function) for function in functions if function is not None]
+        ask = self._options.get("ask")
+        return short(digest(self.label, str(self._facts["kind"]), *codes, *([repr(ask)] if ask else ())))
 
     @property
     def changed(self) -> bool:

@@ -28,7 +28,13 @@ class Wait:
     not over: the same wait in the same place waits on.
     """
 
-    def __init__(self, kind: str, name: str, call: str) -> None:
+    def __init__(self, kind: str, name: str, call: str, *, work: bytes = b"", lasting: bool = False) -> None:
+        """Find the place of a wait.
+
+        `work` tells waits of one place apart that must not stand for each other. A
+        `lasting` one stays open whatever stops the code that waits, but for a cancel.
+        """
+        self._lasting = lasting
         self.session = active.required()
         self._scope = self.session.scope()
         self._call = call
@@ -37,7 +43,7 @@ class Wait:
             step=self._scope.within(f"{call}#{self._occurrence}"),
             name=name,
             kind=kind,
-            signature=digest(kind),
+            signature=digest(kind, work) if work else digest(kind),
             parent=self._scope.step or None,
         )
         self._number = 0
@@ -58,51 +64,90 @@ class Wait:
 
     def _last(self) -> Execution | None:
         last = self.session.history.latest(self.spec.step)
-        return None if last is None or last.forgotten else last
+        other = last is None or last.forgotten or last.started.signature != self.spec.signature
+        return None if other else last
+
+    @property
+    def begun(self) -> Execution | None:
+        """The newest execution of this wait, which it goes on with; None where it never began, or begins anew."""
+        self.session.recorder.settle()
+        return self._last()
+
+    @property
+    def number(self) -> int:
+        """The execution in which it waits; 0 before it opened."""
+        return self._number
 
     # --- opening ----------------------------------------------------------------------------------------------
 
-    def open(self, timer: Timer | None, *, brief: bool = False) -> bool:
+    def open(
+        self,
+        timer: Timer | None,
+        *,
+        brief: bool = False,
+        detail: dict[str, Any] | None = None,
+        along: tuple[AnyRecord, ...] = (),
+    ) -> bool:
         """Record that the wait began; tell whether it is over already.
 
-        A deadline that was recorded earlier counts instead of `timer`. With `brief` a
+        What was recorded when it first began counts instead of `timer` and `detail`,
+        and `along` (records of the same append) is left out then. With `brief` a
         wait that is over at once is recorded as completed in the same append.
 
         Raises:
             RunCancelled, BudgetExceeded: nothing is recorded.
         """
-        records = self._opening(timer, brief=brief)
-        self._number = self.session.recorder.append(*records)
-        return len(records) > 1
+        records, over = self._opening(timer, brief, detail or {}, along)
+        if records:
+            self._number = self.session.recorder.append(*records)
+        return over
 
-    async def open_async(self, timer: Timer | None, *, brief: bool = False) -> bool:
+    async def open_async(
+        self,
+        timer: Timer | None,
+        *,
+        brief: bool = False,
+        detail: dict[str, Any] | None = None,
+        along: tuple[AnyRecord, ...] = (),
+    ) -> bool:
         """Do as `open` without blocking the event loop."""
-        records = self._opening(timer, brief=brief)
-        self._number = await self.session.recorder.append_async(*records)
-        return len(records) > 1
+        records, over = self._opening(timer, brief, detail or {}, along)
+        if records:
+            self._number = await self.session.recorder.append_async(*records)
+        return over
 
-    def _opening(self, timer: Timer | None, *, brief: bool) -> list[AnyRecord]:
+    def _opening(
+        self, timer: Timer | None, brief: bool, detail: dict[str, Any], along: tuple[AnyRecord, ...]
+    ) -> tuple[list[AnyRecord], bool]:
+        """Return what is to be recorded of the opening, and whether the wait is over with it."""
         session, spec = self.session, self.spec
         session.before_step(spec)
         last, clock = self._last(), session.clock
+        still_open = self._lasting and last is not None and last.state == StepState.WAITING
         if last is not None:
             timer = Timer.of(last.started.detail)
-            timer = timer.resumed(clock.now(), clock.boot()) if timer is not None else None
+            detail, along = last.started.detail, ()
+            if timer is not None and not still_open:
+                timer = timer.resumed(clock.now(), clock.boot())
         self._timer = timer
         left = self._left(timer)
         self._began = clock.monotonic()
         self._until = self._began + (left or 0.0)
+        if still_open and last is not None:
+            self._number = last.number  # this process opened it, and came back
+            return [], False
         started = StepStarted(
             step=spec.step,
             name=spec.name,
             step_kind=spec.kind,
             signature=spec.signature,
             parent=spec.parent,
-            detail=self._timer.detail() if self._timer is not None else {},
+            detail={**detail, **(timer.detail() if timer is not None else {})},
         )
         if brief and left is not None and left <= 0:
-            return [started, StepCompleted(execution=-1, step=spec.step, checkpoint=checkpoint(session, {}))]
-        return [started]
+            done = StepCompleted(execution=-1, step=spec.step, checkpoint=checkpoint(session, {}))
+            return [started, done], True
+        return [started, *along], False
 
     def _left(self, timer: Timer | None) -> float | None:
         clock = self.session.clock
@@ -160,7 +205,7 @@ class Wait:
         if isinstance(error, (LeaseError, WaitTimeout)):
             return  # not ours to record any more; or recorded, and the next such wait is another one
         try:
-            if self._number:
+            if self._number and (not self._lasting or isinstance(error, RunCancelled)):
                 self.session.recorder.settle()
                 if not self._ended():
                     self.session.recorder.append(self.end(_state(error), error))

@@ -17,6 +17,7 @@ sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 telling: ContextVar[bool] = ContextVar("nbflow_telling", default=False)
 
 _OBSERVERS = "nbflow.runtime.watch.observers"
+_STATUS = "nbflow.runtime.watch.status"
 
 
 def opened(session: Session) -> None:
@@ -43,6 +44,22 @@ def closed(session: Session) -> None:
         from nbflow.runtime.watch import observers
 
         observers.closed(session)
+
+
+def begun(session: Session) -> None:
+    """Say that code of a run begins: on a terminal a line tells what it is at once that takes its time."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        from nbflow.runtime.watch.status import STATUS
+
+        STATUS.begin(session)
+
+
+def left(session: Session) -> None:
+    """Say that the code of a run was left."""
+    if _STATUS in sys.modules:
+        from nbflow.runtime.watch.status import STATUS
+
+        STATUS.end(session)
 
 
 def _wanted() -> bool:

@@ -1,0 +1,142 @@
+"""One line of a table each, as plain data: a run, a step, a gate. Times in UTC seconds, sizes in bytes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from nbflow.board.folds import Fold
+from nbflow.board.plain import cut, plain
+from nbflow.core.gates import Decision, Gate
+from nbflow.core.history import Execution
+from nbflow.core.model import ErrorInfo, Owner, RunInfo
+from nbflow.core.states import FINAL_RUN_STATES, RunState
+from nbflow.runtime.gates.deciding import shown_state as shown_gate
+
+#: What is shown of a run that says it is running while its process is gone.
+STOPPED = "stopped"
+
+#: Characters of an error in a line of a table, and of one parameter.
+_ERROR, _PARAM = 500, 200
+
+
+def shown_state(info: RunInfo) -> str:
+    """Return the state of a run as people are shown it.
+
+    >>> shown_state(RunInfo("r", "w", "running", alive=False)), shown_state(RunInfo("r", "w", "waiting"))
+    ('stopped', 'waiting')
+    """
+    return STOPPED if info.state == RunState.RUNNING and info.alive is False else str(info.state)
+
+
+def run_row(info: RunInfo, *, gates: int = 0, current: bool = False) -> dict[str, Any]:
+    """Return a run's line; `gates` is how many of its gates wait, `current` whether this kernel has it."""
+    return {
+        "run": info.run,
+        "workflow": cut(info.workflow, _ERROR),
+        "kind": info.workflow_kind,
+        "version": cut(info.version, _PARAM),
+        "state": shown_state(info),
+        "created": info.created_at,
+        "updated": info.updated_at,
+        "finished": info.finished_at,
+        "seconds": seconds_of(info),
+        "attempts": info.attempts,
+        "steps": info.steps,
+        "tags": plain(info.tags, text=_PARAM),
+        "params": plain(info.params, text=_PARAM, items=50, depth=3),
+        "error": cut(info.error.strip(), _ERROR),
+        "parent": info.parent,
+        "forked": info.forked,
+        "gates": gates,
+        "owner": owner_text(info.owner) if info.state not in FINAL_RUN_STATES else None,
+        "current": current,
+    }
+
+
+def seconds_of(info: RunInfo) -> float:
+    """Return how long a run took, or has taken up to its newest record."""
+    return max(0.0, (info.finished_at or info.updated_at) - info.created_at)
+
+
+def owner_text(owner: Owner | None) -> str | None:
+    """Return who has a run, or had it last: `ana@lab, 4711`.
+
+    >>> owner_text(Owner("lab", 4711, 0.0, user="ana"))
+    'ana@lab, 4711'
+    """
+    if owner is None:
+        return None
+    return f"{owner.user}@{owner.host}, {owner.pid}" if owner.user else f"{owner.host}, {owner.pid}"
+
+
+def step_row(fold: Fold, execution: Execution) -> dict[str, Any]:
+    """Return the line of one execution of a step."""
+    started = execution.started
+    end = execution.completed or execution.ended
+    checkpoint = execution.completed.checkpoint if execution.completed is not None else None
+    retries = fold.retries.get(execution.number, ())
+    return {
+        "execution": execution.number,
+        "step": started.step,
+        "name": started.name,
+        "kind": started.step_kind,
+        "state": str(execution.state),
+        "attempt": execution.attempt,
+        "started": execution.started_at,
+        "finished": execution.ended_at,
+        "seconds": end.seconds if end is not None else None,
+        "parent": started.parent,
+        "error": short_error(execution.ended.error if execution.ended is not None else None),
+        "outputs": len(checkpoint.outputs) if checkpoint is not None else 0,
+        "current": fold.current(execution),
+        "forgotten": execution.forgotten,
+        "retries": [
+            {"at": at, "attempt": record.attempt, "due_at": record.due_at, "error": short_error(record.error)}
+            for at, record in retries
+        ],
+    }
+
+
+def short_error(error: ErrorInfo | None) -> dict[str, str] | None:
+    """Return an error for a line of a table; None where there is none."""
+    if error is None:
+        return None
+    return {"type": cut(error.type, _PARAM), "message": cut(error.message.strip(), _ERROR)}
+
+
+def gate_row(fold: Fold, gate: Gate) -> dict[str, Any]:
+    """Return a gate's line; it is "sent" where a decision waits that nobody has taken into the run yet."""
+    history = fold.history
+    state, decision = shown_gate(gate, fold.waiting, time.time())
+    opened = history.opened
+    return {
+        "run": fold.run,
+        "workflow": opened.workflow if opened is not None else "",
+        "step": gate.step,
+        "name": gate.form.name,
+        "text": gate.form.text,
+        "options": list(gate.form.options),
+        "single": gate.form.single,
+        "opening": gate.form.opening,
+        "opened": gate.opened_at,
+        "due": gate.due_at,
+        "on_timeout": gate.form.on_timeout,
+        "state": state,
+        "execution": gate.execution,
+        "decision": decision_row(decision),
+    }
+
+
+def decision_row(decision: Decision | None) -> dict[str, Any] | None:
+    """Return a decision as plain data; None where there is none."""
+    if decision is None:
+        return None
+    return {
+        "approved": decision.approved,
+        "by": decision.by,
+        "at": decision.at,
+        "feedback": decision.feedback,
+        "selections": list(decision.selections),
+        "via": decision.via,
+    }

@@ -1,0 +1,190 @@
+"""One view of a page: what it was shown, and what of that is news."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nbflow.board import run_page
+from nbflow.board.listing import RunsQuery, runs_query
+from nbflow.board.rows import step_row
+from nbflow.core.errors import NbflowError, StoreBusy
+from nbflow.core.states import FINAL_RUN_STATES
+
+if TYPE_CHECKING:
+    from nbflow.board.board import Board
+    from nbflow.board.folds import Fold
+
+#: Seconds between two batches of pushes to one view, and after which a page that says nothing is not there.
+PACE, SILENCE = 0.25, 60.0
+
+#: Steps of one push at most, about; more follow in the next.
+_STEPS = 400
+
+#: The share of one core that drawing a run's picture may take.
+_DRAWING = 0.01
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a view shows: a page of runs, one run, the gates that wait."""
+
+    runs: RunsQuery | None = None
+    run: str | None = None
+    gates: bool = False
+
+    @classmethod
+    def of(cls, params: dict[str, Any], board: Board) -> Watched:
+        """Return what is asked for.
+
+        Raises:
+            UsageError, UnknownRun: it makes no sense.
+        """
+        runs = params.get("runs")
+        return cls(
+            runs=runs_query(runs) if runs is not None else None,
+            run=board.find(params) if params.get("run") is not None else None,
+            gates=bool(params.get("gates")),
+        )
+
+
+class View:
+    """What one page watches and was told. Only the follower calls `news`, and `first` comes before it."""
+
+    def __init__(self, name: str, watched: Watched, push: Callable[[dict[str, Any]], None] | None) -> None:
+        self.name = name
+        self.watched = watched
+        self.push = push
+        self.beat_at = time.monotonic()
+        #: Whether there is news that has to wait for its turn.
+        self.pending = False
+        self._next_at = 0.0
+        self._version = -1
+        self._runs: dict[str, Any] = {}
+        self._gates: dict[str, Any] = {}
+        self._run: dict[str, Any] = {}
+        self._graph: dict[str, Any] | None = None
+        self._draw_at = 0.0
+        self._seq = 0
+
+    def sleeps(self, now: float) -> bool:
+        """Tell whether the page has not said for a minute that it is visible."""
+        return now - self.beat_at > SILENCE
+
+    def runs_shown(self) -> list[str]:
+        """Return the runs that are on the page."""
+        shown = [row["run"] for row in self._runs.get("rows", ())]
+        return [*shown, self.watched.run] if self.watched.run is not None else shown
+
+    def first(self, board: Board) -> dict[str, Any]:
+        """Return all that the view shows, from which the news go on."""
+        board.catalogue.refresh()
+        self._version = board.catalogue.version
+        found: dict[str, Any] = {}
+        if self.watched.runs is not None:
+            board.catalogue.look_alive()
+            found["runs"] = self._runs = board.runs_page(self.watched.runs)
+        if self.watched.run is not None:
+            whole = found["run"] = board.run_page(self.watched.run)
+            self._run = {
+                name: whole[name] for name in ("row", "gates", "actions", "attempts", "published", "problem")
+            }
+            self._graph, self._seq = whole["graph"], whole["seq"]
+        if self.watched.gates:
+            found["gates"] = self._gates = board.gates_page("waiting")
+        return found
+
+    def is_due(self, now: float) -> bool:
+        """Tell whether it may be told something now."""
+        return now >= self._next_at
+
+    def news(self, board: Board) -> list[dict[str, Any]]:
+        """Return what is to be pushed now: what changed since the last time, a few times a second at most."""
+        version = board.catalogue.version
+        self.pending = self.pending or version != self._version
+        now = time.monotonic()
+        if not self.pending or not self.is_due(now):
+            return []
+        self.pending, self._version = False, version
+        found = []
+        if self.watched.run is not None and (push := self._news_of_run(board, self.watched.run)) is not None:
+            found.append(push)
+        if self.watched.runs is not None:
+            page = board.runs_page(self.watched.runs)
+            if page != self._runs:
+                self._runs = page
+                found.append({"push": "runs", **page})
+        if self.watched.gates:
+            gates = board.gates_page("waiting")
+            if gates != self._gates:
+                self._gates = gates
+                found.append({"push": "gates", **gates})
+        if found:
+            self._next_at = now + PACE
+        return found
+
+    def _news_of_run(self, board: Board, run: str) -> dict[str, Any] | None:
+        problem: str | None = None
+        try:
+            # One that ended would be waited for, together with all other views.
+            fold = board.folds.known(run) if board.catalogue.is_late(run) else board.folds.of(run)
+        except StoreBusy:
+            fold = board.folds.known(run)
+        except NbflowError as error:
+            fold, problem = board.folds.known(run), str(error)
+        with fold.mutex:
+            if fold.seq < self._seq:  # it was read anew: its last records had never happened
+                self._seq = 0
+            executions, upto = fold.moved(self._seq, _STEPS)
+            self.pending = self.pending or upto < fold.seq
+            self._seq = upto
+            info = board.catalogue.get(run)
+            if info is None:
+                if self._run.get("problem") == _DELETED:
+                    return None
+                self._run["problem"] = _DELETED
+                at = fold.history.updated_at
+                return {"push": "run", "run": run, **_NOTHING, **self._run, "seq": upto, "at": at}
+            now = {
+                "row": board.row(info, fold),
+                "gates": run_page.gate_rows(fold),
+                "actions": board.actions(info, fold),
+                "attempts": run_page.attempts(fold),
+                "published": run_page.published(fold),
+                "problem": problem,
+            }
+            graph = self._drawn(fold, info.alive)
+            nodes, edges = run_page.graph_news(self._graph, graph)
+            if not executions and not nodes and not edges and now == self._run:
+                return None
+            push = {
+                "push": "run",
+                "run": run,
+                **now,
+                "seq": upto,
+                "at": fold.history.updated_at,
+                "steps": [step_row(fold, each) for each in executions],
+                "nodes": nodes,
+                "edges": edges,
+            }
+        if graph is not None and not run_page.same_shape(self._graph, graph):
+            push["graph"] = graph  # it was laid out anew
+        self._run, self._graph = now, graph
+        return push
+
+    def _drawn(self, fold: Fold, alive: bool | None) -> dict[str, Any] | None:
+        """Return the picture of the run, drawn anew so seldom that drawing takes no more than its share of a core."""
+        now = time.monotonic()
+        if now < self._draw_at and fold.history.state not in FINAL_RUN_STATES:
+            self.pending = True
+            return self._graph
+        began = time.thread_time()
+        drawn = run_page.graph(fold, alive)
+        self._draw_at = now + (time.thread_time() - began) / _DRAWING
+        return drawn
+
+
+_DELETED = "The run was deleted."
+_NOTHING: dict[str, Any] = {"steps": [], "nodes": [], "edges": []}

@@ -1,0 +1,1 @@
+"""Gates: a run stops until somebody decides. Asking (`asking`), deciding from anywhere (`deciding`), what is shown."""

@@ -72,7 +72,7 @@ docs: $(VENV)/.test ## write the generated pages again and run every code block
 	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_readme.py tests/test_primitives_page.py tests/test_machines_page.py tests/test_testing.py
 
 screenshots: $(VENV)/.test ## take the pictures of docs/images in a real JupyterLab
-	@NBFLOW_IMAGES=docs/images $(BIN)/python -m pytest -q tests/browser/test_pictures.py
+	@NBFLOW_IMAGES=docs/images $(BIN)/python -m pytest -q tests/browser/test_pictures.py -m soak
 
 coverage: $(VENV)/.dev ## the fast suite with branch coverage, kernels included
 	@$(BIN)/coverage erase

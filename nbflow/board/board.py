@@ -26,6 +26,7 @@ from nbflow.board.following import Follower
 from nbflow.board.here import Here
 from nbflow.board.listing import Listing, RunsQuery, runs_query
 from nbflow.board.outputs import Outputs
+from nbflow.board.plain import cut
 from nbflow.board.rows import gate_row, run_row
 from nbflow.board.shown import Exhibit
 from nbflow.core.errors import CorruptRecord, NbflowError, StoreBusy, UnknownRun, UsageError
@@ -36,6 +37,9 @@ from nbflow.store.protocol import Store
 
 Params = dict[str, Any]
 Push = Callable[[dict[str, Any]], None]
+
+#: Characters of a question in a list, which is sent whole with every change; `gate` has all of it.
+_QUESTION = 2000
 
 _RUN = re.compile(r"[0-9A-Za-z_-]{4,64}")
 
@@ -297,7 +301,7 @@ class _GatesKnown:
         except NbflowError:
             return []  # it is listed as what it is; its gates must not hide those of others
         with fold.mutex:
-            rows = run_page.gate_rows(fold)
+            rows = [{**row, "text": cut(row["text"], _QUESTION)} for row in run_page.gate_rows(fold)]
         with self._mutex:
             if len(self._known) > 10_000:
                 self._known.clear()  # most of it is of runs that are over

@@ -6,8 +6,9 @@ from typing import Any
 
 from nbflow.board.folds import Fold, error_text
 from nbflow.board.plain import cut, plain, uncoloured
-from nbflow.board.rows import decision_row, gate_row, short_error, step_row
+from nbflow.board.rows import decision_row, gate_row, short_error, stands_at_gate, step_row
 from nbflow.board.shown import Exhibit, display_exhibits, notice, output_row
+from nbflow.board.tally import at_gate
 from nbflow.core.errors import NbflowError, UnknownStep
 from nbflow.core.gates import GATE, SHOWN, Gate, gates_of
 from nbflow.core.history import Execution
@@ -112,19 +113,22 @@ def _attempts(fold: Fold, execution: Execution) -> list[dict[str, Any]]:
         }
         for began, (at, record) in zip(begun, retries, strict=False)
     ]
-    ended = execution.ended
+    asks = stands_at_gate(fold, execution)
+    ended = execution.ended.error if execution.ended is not None and not asks else None
     last = {
         "attempt": execution.attempt,
         "started": min(begun[-1], execution.ended_at) if execution.ended_at is not None else begun[-1],
         "finished": execution.ended_at,
-        "state": str(execution.state),
-        "error": short_error(ended.error if ended is not None else None),
+        "state": str(StepState.WAITING if asks else execution.state),
+        "error": short_error(ended),
     }
     return [*tries, last]
 
 
 def _error(fold: Fold, execution: Execution) -> dict[str, str] | None:
     """Return the error that a step ended with, or that its last try failed with while it goes on."""
+    if stands_at_gate(fold, execution):
+        return None
     error = execution.ended.error if execution.ended is not None else None
     retries = fold.retries.get(execution.number)
     if error is None and retries and execution.completed is None:
@@ -218,6 +222,8 @@ def _ending(execution: Execution) -> str:
         outputs = ", ".join(output.name for output in _outputs(execution))
         return f"completed{took}{f'; recorded {outputs}' if outputs else ''}"
     error = execution.ended.error if execution.ended is not None else None
+    if at_gate(execution):
+        return f"stopped at a gate{took}"
     word = str(execution.state).replace("_", " ")
     return f"{word}{took}{f': {error_text(error)}' if error is not None else ''}"
 

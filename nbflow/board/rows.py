@@ -7,10 +7,11 @@ from typing import Any
 
 from nbflow.board.folds import Fold
 from nbflow.board.plain import cut, plain
+from nbflow.board.tally import at_gate
 from nbflow.core.gates import Decision, Gate
 from nbflow.core.history import Execution
 from nbflow.core.model import ErrorInfo, Owner, RunInfo
-from nbflow.core.states import FINAL_RUN_STATES, RunState
+from nbflow.core.states import FINAL_RUN_STATES, RunState, StepState
 from nbflow.runtime.gates.deciding import shown_state as shown_gate
 
 #: What is shown of a run that says it is running while its process is gone.
@@ -76,18 +77,20 @@ def step_row(fold: Fold, execution: Execution) -> dict[str, Any]:
     end = execution.completed or execution.ended
     checkpoint = execution.completed.checkpoint if execution.completed is not None else None
     retries = fold.retries.get(execution.number, ())
+    asks = stands_at_gate(fold, execution)
+    ended = execution.ended.error if execution.ended is not None else None
     return {
         "execution": execution.number,
         "step": started.step,
         "name": started.name,
         "kind": started.step_kind,
-        "state": str(execution.state),
+        "state": str(StepState.WAITING if asks else execution.state),
         "attempt": execution.attempt,
         "started": execution.started_at,
         "finished": execution.ended_at,
         "seconds": end.seconds if end is not None else None,
         "parent": started.parent,
-        "error": short_error(execution.ended.error if execution.ended is not None else None),
+        "error": None if asks else short_error(ended),
         "outputs": len(checkpoint.outputs) if checkpoint is not None else 0,
         "current": fold.current(execution),
         "forgotten": execution.forgotten,
@@ -96,6 +99,13 @@ def step_row(fold: Fold, execution: Execution) -> dict[str, Any]:
             for at, record in retries
         ],
     }
+
+
+def stands_at_gate(fold: Fold, execution: Execution) -> bool:
+    """Tell whether a step stopped at a gate inside it and goes on from there: it waits, and nothing went wrong."""
+    history = fold.history
+    newest = history.by_step[execution.started.step][-1] is execution
+    return newest and at_gate(execution) and history.state not in FINAL_RUN_STATES
 
 
 def short_error(error: ErrorInfo | None) -> dict[str, str] | None:

@@ -38,6 +38,9 @@ FORM, SHOWN = "gate", "show"
 #: Key in the detail of the completed step: the decision as plain data.
 DECIDED = "decision"
 
+#: … and in the payload of a message: the sender's boot clock, which nobody can set (`core.timers`).
+BOOT = "boot"
+
 #: Who decides, and how, when nobody did in time.
 TIMEOUT = "timeout"
 
@@ -251,18 +254,24 @@ def admit(history: History, waiting: Iterable[Message], message: Message) -> Non
             **about,
         )
     decision = decision_of(payload)
-    late = first is not None or (
-        gate.due_at is not None and message.sent_at >= gate.due_at and decision.via != TIMEOUT
-    )
+    late = first is not None or (decision.via != TIMEOUT and _is_late(history, gate, message))
     if gate.state != "waiting" or late:
         how = "timed out" if late or gate.state == "timed_out" else "was given up"
         raise GateDecided(
             f"Gate {gate.form.name!r} of run {run} {how}; nothing was decided.",
-            hint="`nbflow retry-step` has it asked anew when the run is resumed.",
+            hint=f"`nbflow retry {run} '{gate.step}'` has it asked anew when the run is resumed.",
             **about,
         )
     if decision.via != TIMEOUT:
         selected(gate.form, decision.selections, approved=decision.approved)
+
+
+def _is_late(history: History, gate: Gate, message: Message) -> bool:
+    """Tell whether a message was sent behind the deadline, by the clock that whoever waits goes by as well."""
+    first = next(each for each in history.by_step[gate.step] if opening_of(each) == gate.form.opening)
+    timer = Timer.of(first.started.detail)
+    boot = message.payload.get(BOOT)
+    return timer is not None and timer.left(message.sent_at, (boot[0], boot[1]) if boot else None) <= 0
 
 
 def decided_text(name: str, run: str, first: Decision) -> str:

@@ -21,6 +21,8 @@ _LOADER = "loader.js"
 _IMPORT = re.compile(r"""(?:from|import)\s*\(?\s*["']\./([\w-]+\.js)["']""")
 _COMMENT = re.compile(r"^[ \t]*(?://[^\n]*|/\*.*?\*/[ \t]*)\n", re.MULTILINE | re.DOTALL)
 _INDENT = re.compile(r"^[ \t]+|^\n", re.MULTILINE)
+#: A line whose end goes on: what follows it may as well stand on it, unless it ends in a remark.
+_GOES_ON = re.compile(r"^((?:(?!//)[^\n])*[{;,(\[])\n", re.MULTILINE)
 _AROUND = re.compile(r"\s*([{};,>])\s*")
 
 
@@ -74,13 +76,15 @@ def style() -> str:
     """Return the style sheet of all views: `style.css` first, the others by name."""
     paths = sorted(STATIC.glob("*.css"), key=lambda path: (path.name != "style.css", path.name))
     text = "\n".join(_COMMENT.sub("", path.read_text("utf-8")) for path in paths)
-    return _AROUND.sub(r"\1", text)
+    return re.sub(r"(?<=[\w-]): ", ":", _AROUND.sub(r"\1", text))
 
 
 def bare(source: str) -> str:
-    r"""Return a module without lines that are comments, and without indentation.
+    r"""Return a module without lines that are comments, without indentation, and with fewer lines.
 
-    >>> bare("// why\nif (x) {\n  y();\n}\n")
-    'if (x) {\ny();\n}\n'
+    A template literal over several lines must not have an end of line that goes on.
+
+    >>> bare("// why\nif (x) {\n  y(); // now\n}\n")
+    'if (x) {y(); // now\n}\n'
     """
-    return _INDENT.sub("", _COMMENT.sub("", source))
+    return _GOES_ON.sub(r"\1", _INDENT.sub("", _COMMENT.sub("", source)))

@@ -274,3 +274,32 @@ def test_what_a_run_took_over_by_another_had_not_acknowledged_is_forgotten(
     assert ([step["step"] for step in page["steps"]], page["row"]["attempts"]) == (["a", "b"], 2)
     other.append(RunChanged("completed"))
     assert asked(board, "run", run=log.run)["row"]["state"] == "completed"
+
+
+def test_a_step_that_stopped_at_a_gate_waits_and_nothing_went_wrong(store: LocalStore, board: Board) -> None:
+    """The step around a gate that nobody decided is shown as waiting; when it went on, as what became of it."""
+    import nbflow
+
+    @nbflow.durable(version="1")
+    def review() -> str:
+        return nbflow.gate("ok", "Is it ok?").by
+
+    def run() -> str:
+        with nbflow.run("reviewed", store=store) as current:
+            review()
+            return current.id
+
+    with pytest.raises(errors.GatePending) as pending:
+        run()
+    page = asked(board, "run", run=pending.value.run)
+    assert [(row["kind"], row["state"], row["error"]) for row in page["steps"]] == [
+        ("call", "waiting", None),
+        ("gate", "waiting", None),
+    ]
+    step = asked(board, "step", run=pending.value.run, execution=page["steps"][0]["execution"])
+    assert (step["error"], step["attempts"][-1]["state"]) == (None, "waiting")
+    assert "stopped at a gate" in step["log"][-1]
+    nbflow.approve(pending.value.run, "ok", by="ana", store=store)
+    assert run() == pending.value.run
+    page = asked(board, "run", run=pending.value.run)
+    assert [row["state"] for row in page["steps"] if row["current"]] == ["completed", "completed"]

@@ -81,8 +81,10 @@ def find_chromium() -> str | None:
     for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
         if found := shutil.which(name):
             return found
-    for place in ("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-                  "/Applications/Chromium.app/Contents/MacOS/Chromium"):
+    for place in (
+        "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+        "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    ):
         if Path(place).exists():
             return place
     with sync_playwright() as playwright:
@@ -160,7 +162,12 @@ def jupyter_server(frame: Frame, home: Path) -> Iterator[JupyterServer]:
         folder.mkdir(parents=True)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     if old := find_old_kernel():
-        kernel_spec(data, "old", f"Python 3 (ipykernel {OLD_KERNEL})", {"PYTHONPATH": os.pathsep.join([str(old), path])})
+        kernel_spec(
+            data,
+            "old",
+            f"Python 3 (ipykernel {OLD_KERNEL})",
+            {"PYTHONPATH": os.pathsep.join([str(old), path])},
+        )
     (config / "labconfig" / "page_config.json").write_text(
         json.dumps({"disabledExtensions": dict.fromkeys(UNUSED, True)})
     )
@@ -318,7 +325,9 @@ class NotebookPage:
 
     def set_source(self, number: int, source: str) -> None:
         """Write another text into a cell."""
-        self.do("panel.content.widgets[argument[0]].model.sharedModel.setSource(argument[1])", [number, source])
+        self.do(
+            "panel.content.widgets[argument[0]].model.sharedModel.setSource(argument[1])", [number, source]
+        )
 
     def save(self) -> None:
         """Save the file."""
@@ -418,7 +427,9 @@ class NotebookPage:
 
     def outputs(self, number: int) -> list[dict[str, Any]]:
         """Return the outputs of a cell as they would be saved."""
-        found: list[dict[str, Any]] = self.do("panel.content.widgets[argument].model.outputs.toJSON()", number)
+        found: list[dict[str, Any]] = self.do(
+            "panel.content.widgets[argument].model.outputs.toJSON()", number
+        )
         return found
 
     @property
@@ -480,7 +491,9 @@ class Desk:
         page.goto(f"{self.server.url}{place}&token={self.server.token}")
         _wait_for_app(page)
 
-    def open(self, path: str, *, page: Page | None = None, kernel: bool = True, **options: Any) -> NotebookPage:
+    def open(
+        self, path: str, *, page: Page | None = None, kernel: bool = True, **options: Any
+    ) -> NotebookPage:
         """Open a notebook of the server's folder, in a page that is open or in a new one."""
         if page is None:
             page = self.application(path, **options)

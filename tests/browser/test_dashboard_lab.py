@@ -143,7 +143,9 @@ def test_cancel_a_running_run(show: Show, folder: Path) -> None:
     """A run that works elsewhere shows as running; cancelled here, after a question, it stops there and shows it."""
     script = folder / "long.py"
     script.write_text(LONG.format(store=str(folder / ".nbflow")))
-    worker = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         notebook = show("board", *DASHBOARD)
         notebook.run_all()
@@ -249,7 +251,9 @@ def approve_in(board: Locator, feedback: str) -> None:
     board.get_by_role("button", name="Approve", exact=True).click()
 
 
-def test_approved_in_a_dashboard_while_its_kernel_runs_a_cell(show: Show, folder: Path, waiting: NotebookPage) -> None:
+def test_approved_in_a_dashboard_while_its_kernel_runs_a_cell(
+    show: Show, folder: Path, waiting: NotebookPage
+) -> None:
     """A dashboard whose own kernel is in a loop decides the gate of another notebook at once, and follows it."""
     busy = busy_dashboard(show)
     board = busy.view(1)

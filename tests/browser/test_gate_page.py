@@ -443,6 +443,20 @@ def test_the_list_loads_what_is_shown_on_demand(page: Page) -> None:
     expect(root.get_by_role("img", name="Delays by month")).to_be_visible()
 
 
+def test_a_list_has_the_beginning_of_a_long_question(page: Page) -> None:
+    """What a list cuts off a long question is there when it is unfolded, and stays there."""
+    root = show(page, [gate(text="Really?\nyes " + "word " * 400 + "the end")], kind="mountList")
+    page.evaluate(
+        "fake.rows = () => [{...fake.gates[0], exhibits: undefined, text: fake.gates[0].text.slice(0, 50) + '…'}]"
+    )
+    page.evaluate("fake.push()")
+    root.get_by_role("button", name="Show what it is about").click()
+    whole = root.get_by_role("region", name="The whole question")
+    expect(whole).to_contain_text("the end")
+    page.evaluate("fake.push()")
+    expect(whole).to_contain_text("the end")
+
+
 def test_cards_stay_where_they_are(page: Page) -> None:
     """A gate that is decided elsewhere keeps its place in the list, and a new one comes last: no click hits another."""
     root = show(page, several(3), kind="mountList")

@@ -76,13 +76,17 @@ def test_the_main_job_with_the_kernel_killed_between_gate_and_approval(show: Sho
     notebook.run_all()
     assert "approved: Three airlines are tiny." in notebook.text(publish)
     place = folder / "published" / "punctuality"
-    assert sorted(path.name for path in place.iterdir()) == ["about.json", "punctuality.csv", "punctuality.png"]
+    assert sorted(path.name for path in place.iterdir()) == [
+        "about.json",
+        "punctuality.csv",
+        "punctuality.png",
+    ]
     assert "Three airlines are tiny." in json.loads((place / "about.json").read_text())["note"]
 
     dashboard = notebook.view(below)
     expect(dashboard.get_by_role("heading", name="review.ipynb")).to_be_visible()
     graph = dashboard.get_by_role("listbox", name=re.compile("review.ipynb"))
-    for step in ("load", "compare", "draw", "publish"):
+    for step in ("load", "compare", "draw", "publish", "release"):
         expect(graph.get_by_text(step, exact=True).first).to_be_visible()
     dashboard.get_by_role("tab", name="Steps").click()
     gate = dashboard.get_by_role("table", name="Steps").get_by_role("row").filter(has_text="gate")
@@ -90,7 +94,9 @@ def test_the_main_job_with_the_kernel_killed_between_gate_and_approval(show: Sho
     expect(dashboard.locator(".nbflow-beside")).to_contain_text("Three airlines are tiny.")
     dashboard.get_by_role("button", name="All runs").click()
     dashboard.get_by_label("Child runs").check()
-    expect(dashboard.get_by_role("table", name="Runs").get_by_role("button", name="publishing")).to_be_visible()
+    expect(
+        dashboard.get_by_role("table", name="Runs").get_by_role("button", name="publishing")
+    ).to_be_visible()
 
 
 def test_decided_in_a_terminal_while_the_notebook_is_closed(show: Show, folder: Path, desk: Desk) -> None:
@@ -202,7 +208,9 @@ def test_a_cell_that_waits_goes_on_with_a_click(show: Show) -> None:
     assert "go on -> ('web',)" in notebook.text(BEHIND)
 
 
-@pytest.mark.parametrize("options", [["--select", "nowhere"], ["--single-nonsense"]], ids=["unlisted", "usage"])
+@pytest.mark.parametrize(
+    "options", [["--select", "nowhere"], ["--single-nonsense"]], ids=["unlisted", "usage"]
+)
 def test_a_wrong_decision_decides_nothing(show: Show, folder: Path, options: list[str]) -> None:
     """A terminal's decision that makes no sense is refused, and the page still asks."""
     notebook = show("one", *cells())

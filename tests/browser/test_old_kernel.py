@@ -65,6 +65,9 @@ def test_a_cell_that_waits_takes_a_decision_from_a_terminal(show: Show, folder: 
     notebook.run_all(wait=False)
     expect(notebook.output(GATE)).to_contain_text("Publish to the site?")
     run = waiting(folder)
-    assert nbflow_cli(folder, "approve", run, "publish", "--feedback", "by hand", "--select", "web").returncode == 0
+    assert (
+        nbflow_cli(folder, "approve", run, "publish", "--feedback", "by hand", "--select", "web").returncode
+        == 0
+    )
     notebook.wait_idle()
     assert "by hand -> ('web',)" in notebook.text(BEHIND)

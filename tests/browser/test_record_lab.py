@@ -19,8 +19,12 @@ CELLS = [
     MACHINE,
     "nbflow.fsm(review)",
     "nbflow.dashboard()",
-    'nbflow.gate("publish", "Publish the figures of this week?", options=["the web page"],'
-    " show=[pd.DataFrame({'city': ['Lyon']})])",
+    """nbflow.gate(
+    "publish",
+    "Publish the figures of this week?",
+    options=["the web page"],
+    show=[pd.DataFrame({"city": ["Lyon"]})],
+)""",
 ]
 #: What the record of each view says, by cell.
 SAYS = {
@@ -43,7 +47,9 @@ def saved(show: Show) -> NotebookPage:
 def says(area: Locator, words: list[str]) -> None:
     """Expect every word to be visible."""
     for word in words:
-        expect(area.get_by_text(re.compile(re.escape(word), re.IGNORECASE)).filter(visible=True).first).to_be_visible()
+        expect(
+            area.get_by_text(re.compile(re.escape(word), re.IGNORECASE)).filter(visible=True).first
+        ).to_be_visible()
 
 
 def test_live_and_record_are_not_shown_both(saved: NotebookPage) -> None:

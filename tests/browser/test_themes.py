@@ -52,8 +52,13 @@ CELLS = [
     "%%durable sales\nsales = pd.DataFrame({'city': ['Lyon', 'Oslo', 'Turku'], 'sold': [120, 80, 44]})\nsales",
     "nbflow.fsm(review)",
     "nbflow.dashboard()",
-    'nbflow.gate("publish", "Publish the figures of this week?", options=["the web page", "the letter"],'
-    ' show=[sales, "All cities are in."], timeout="2d")',
+    """nbflow.gate(
+    "publish",
+    "Publish the figures of this week?",
+    options=["the web page", "the letter"],
+    show=[sales, "All cities are in."],
+    timeout="2d",
+)""",
 ]
 FSM, BOARD, GATE = 2, 3, 4
 
@@ -76,7 +81,9 @@ def room(desk: Desk, lab_page: Page) -> Iterator[NotebookPage]:
 def runs(board: Locator) -> None:
     board.get_by_role("navigation", name="nbflow").get_by_role("button", name="Runs").click()
     board.get_by_label("Child runs").check()
-    expect(board.get_by_role("table", name="Runs").get_by_role("button", name="review", exact=True)).to_be_visible()
+    expect(
+        board.get_by_role("table", name="Runs").get_by_role("button", name="review", exact=True)
+    ).to_be_visible()
 
 
 def overview(board: Locator) -> None:
@@ -95,7 +102,9 @@ def timeline(board: Locator) -> None:
 def step(board: Locator) -> None:
     overview(board)
     board.get_by_role("tab", name="Steps").click()
-    board.get_by_role("table", name="Steps").get_by_role("button", name=re.compile("load", re.IGNORECASE)).first.click()
+    board.get_by_role("table", name="Steps").get_by_role(
+        "button", name=re.compile("load", re.IGNORECASE)
+    ).first.click()
     beside = board.locator(".nbflow-beside")
     expect(beside.get_by_role("heading", name="Attempts")).to_be_visible()
     for fold in beside.locator("details > summary").all():
@@ -163,7 +172,9 @@ def test_every_view(room: NotebookPage, shots: Path, theme: str, size: str) -> N
 
 
 @pytest.mark.parametrize(("name", "cell", "go"), VIEWS, ids=[name for name, _, _ in VIEWS])
-def test_every_control_by_keyboard(room: NotebookPage, name: str, cell: int, go: Callable[[Locator], None]) -> None:
+def test_every_control_by_keyboard(
+    room: NotebookPage, name: str, cell: int, go: Callable[[Locator], None]
+) -> None:
     """Tab reaches every control of the view, arrow keys those within a group, and one sees where the focus is."""
     set_theme(room.page, "light")
     put(room.page, "wide")

@@ -520,6 +520,15 @@ def test_setting_the_wall_clock_neither_ends_nor_prolongs_it(store: MemoryStore)
         nbflow.gate("publish")
 
 
+def test_a_wall_clock_that_was_set_forward_refuses_nobody(store: MemoryStore) -> None:
+    """Whoever decides in time is heard, whatever the wall clock shows: it goes by the clock of the wait."""
+    run = asked(store, timeout=100)
+    store.clock.shift_wall(5000)
+    assert nbflow.approve(run, "publish", by="ana", store=store).approved
+    with attached(store):
+        assert nbflow.gate("publish").by == "ana"
+
+
 def test_a_decision_before_the_deadline_counts_however_late_the_run_is_resumed(store: MemoryStore) -> None:
     """It was taken in time, and the person was told so."""
     run = asked(store, timeout=100)

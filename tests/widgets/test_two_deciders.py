@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ import pytest
 import nbflow
 from nbflow.board.board import Board
 from nbflow.core.errors import GateDecided, GatePending, GateTimedOut, NbflowError, UsageError
+from nbflow.core.gates import find_gate
+from nbflow.runtime.gates import waiting
 from nbflow.runtime.gates.deciding import decide
 from nbflow.store.local import LocalStore, open_store
 from nbflow.store.protocol import Store
@@ -172,26 +175,30 @@ def test_a_decision_at_the_instant_of_the_timeout(
 ) -> None:
     """A decision that comes as the time runs out counts or is refused: what the decider was told is what the run gets."""
     found: list[Any] = []
+    opened: Queue[tuple[str, str, float]] = Queue()
     other = open_store(place)
-    board = Board(other)
-    board.ask("gates", {})
+
+    def seen(session: Any, step: str, _: bool) -> None:
+        due = find_gate(session.history, step).due_at
+        assert due is not None
+        opened.put((session.run, step, due))
 
     def run() -> None:
         with nbflow.run("report", store=store):
             try:
-                found.append(nbflow.gate("publish", "?", timeout=0.7, on_timeout=on_timeout, wait=True))
+                found.append(nbflow.gate("publish", "?", timeout=0.5, on_timeout=on_timeout, wait=True))
             except GateTimedOut as error:
                 found.append(error)
 
+    waiting.show_with(seen)
     waits = threading.Thread(target=run)
     waits.start()
-    rows: list[dict[str, Any]] = []
-    while not rows:
-        assert waits.is_alive()
-        rows = board.ask("gates", {})["rows"]
-    (row,) = rows
-    time.sleep(max(0.0, row["due"] - early - time.time()))
-    (told,) = at_once(lambda: decide(other, row["run"], row["step"], True, feedback="in time"))
+    try:
+        key, step, due = opened.get(timeout=30)
+    finally:
+        waiting.show_with(None)
+    time.sleep(max(0.0, due - early - time.time()))
+    (told,) = at_once(lambda: decide(other, key, step, True, feedback="in time"))
     waits.join(30)
     (got,) = found
     if isinstance(told, NbflowError):
@@ -199,7 +206,6 @@ def test_a_decision_at_the_instant_of_the_timeout(
         assert isinstance(got, GateTimedOut) if on_timeout == "fail" else got.via == "timeout"
     else:
         assert (got.feedback, got.via) == ("in time", "python")
-    board.close()
     other.close()
 
 
@@ -267,7 +273,7 @@ def test_the_command_on_the_card_decides(store: LocalStore, place: Path, kernel_
 
 
 def test_a_very_long_question_and_answer(store: LocalStore) -> None:
-    """A question and an answer of 100 KB each arrive whole."""
+    """A question and an answer of 100 KB each arrive whole; a list of gates has the beginning of each question."""
     text, feedback = "Really? " * 12_500, "Because. " * 11_000
     try:
         with nbflow.run("report", store=store):
@@ -275,7 +281,10 @@ def test_a_very_long_question_and_answer(store: LocalStore) -> None:
     except GatePending as pending:
         run = pending.run
     board = Board(store)
-    step = board.ask("gates", {})["rows"][0]["step"]
+    (listed,) = board.ask("gates", {})["rows"]
+    step = listed["step"]
+    assert len(listed["text"]) <= 2000
+    assert text.startswith(listed["text"].rstrip("…"))
     row = board.ask("gate", {"run": run, "step": step})
     assert row["text"] == text
     board.ask(

@@ -17,6 +17,7 @@ import msgspec
 from nbflow.core.clock import Clock
 from nbflow.core.errors import NbflowError, RunFinished, UnknownRun, UsageError
 from nbflow.core.gates import (
+    BOOT,
     GATE,
     QUALITY,
     TIMEOUT,
@@ -96,7 +97,8 @@ def decide(
     entries, waiting, _ = store.tail(info.run)
     history = History.of(entries)
     found = find_gate(history, gate)
-    now = _clock(store, info.run).now()
+    clock = _clock(store, info.run)
+    now, boot = clock.now(), clock.boot()
     decision = Decision(
         approved=bool(approved),
         by=_text("by", by) if by else sender(),
@@ -105,7 +107,7 @@ def decide(
         selections=tuple(selections),
         via=via,
     )
-    payload = payload_of(found, decision)
+    payload = {**payload_of(found, decision), BOOT: list(boot) if boot else None}
     if opening is not None:
         payload["opening"] = opening
     message = Message(id=uuid.uuid4().hex, topic=DECISION, sent_at=now, sender=sender(), payload=payload)

@@ -302,14 +302,13 @@ function makeCard(adapter, given, {open, here = false, waits = false, deaf = fal
   const update = (now) => {
     const anew = now.opening !== row.opening;
     const moved = anew || now.state !== row.state || JSON.stringify(now.decision) !== JSON.stringify(row.decision);
+    const before = row.text;
     // The rows of lists come without what is shown, and with long questions cut: keep both for the same asking.
     row = now.exhibits || anew || !row.exhibits ? now : {...now, exhibits: row.exhibits, text: row.text};
     card.row = row;
     card.waits = row.state === "waiting";
-    if (moved) {
-      head();
-      changed();
-    }
+    if (moved || row.text !== before) head();
+    if (moved) changed();
     if (!exhibits.hidden) show();
     if (!card.waits) {
       if (moved || !record) decided();

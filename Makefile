@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 PIP := -m pip install --quiet
 # What the lowest supported versions can break: everything that touches duckdb, pandas, pyarrow and the kernel.
-LOWEST_TESTS ?= tests/values tests/store tests/runtime tests/notebook/test_kernel.py tests/test_cli.py tests/test_cli_store.py
+LOWEST_TESTS ?= tests/values tests/store tests/runtime tests/board tests/notebook/test_kernel.py tests/test_cli.py tests/test_cli_store.py
 # … and papermill, nbclient and IPython.
 LOWEST_TESTS += tests/headless/test_engine.py tests/headless/test_same.py tests/headless/test_equal.py tests/headless/test_batch.py tests/test_cli_batch.py
 

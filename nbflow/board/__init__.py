@@ -22,7 +22,9 @@ UTC seconds, sizes bytes; a run is named by its id.
 `{"push": "runs" | "run" | "gates" | "store", ...}`: the page of runs and the list of
 waiting gates whole, of a run only the steps, nodes and edges that changed (`graph`
 where it was laid out anew), and `store` with the problem of a store that cannot be
-looked at, None when it can again.
+looked at, None when it can again. A run of which nothing holds that was told, since
+its owner was fenced off, is told whole: `{"push": "whole", "run", ...}`. Each push has the
+`turn` that the answer to its `watch` had: the two may cross on their way.
 """
 
 from nbflow.board.board import Board

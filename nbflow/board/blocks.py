@@ -193,7 +193,8 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     caption = (
-        f'<caption style="text-align:left;padding:4px 0;font-weight:600">{_escape(table.title)}</caption>'
+        '<caption style="text-align:left;padding:4px 0;font-weight:600;white-space:nowrap">'
+        f"{_escape(table.title)}</caption>"
         if table.title
         else ""
     )

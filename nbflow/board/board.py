@@ -124,7 +124,7 @@ class Board:
         infos, found = self._listing.page(query)
         current = self.here.run() if self.here is not None else None
         rows = [run_row(info, gates=self._gates.waiting(info), current=info.run == current) for info in infos]
-        return {"rows": rows, **found}
+        return {"rows": rows, "offset": query.offset, **found}
 
     # --- one run ---------------------------------------------------------------------------------------------
 
@@ -148,9 +148,10 @@ class Board:
         info = self.info(run, fold)
         with fold.mutex:
             known = fold if problem is None else None
+            found = run_page.whole(fold, alive=info.alive)
             return {
-                "row": self.row(info, fold),
-                **run_page.whole(fold, alive=info.alive),
+                "row": self.row(info, found["gates"]),
+                **found,
                 "actions": allowed(info, known, self.here),
                 "problem": None if problem is None else str(problem),
             }
@@ -165,10 +166,10 @@ class Board:
             raise UnknownRun(f"The store has no run {run} any more.", run=run, hint="It was deleted.")
         return info
 
-    def row(self, info: RunInfo, fold: Fold) -> dict[str, Any]:
-        """Return the line of a run that was folded; hold its mutex."""
-        gates = sum(row["state"] == "waiting" for row in run_page.gate_rows(fold))
-        return run_row(info, gates=gates, current=self.here is not None and self.here.run() == info.run)
+    def row(self, info: RunInfo, gates: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the line of a run of which the gates are known."""
+        waiting = sum(gate["state"] == "waiting" for gate in gates)
+        return run_row(info, gates=waiting, current=self.here is not None and self.here.run() == info.run)
 
     def actions(self, info: RunInfo, fold: Fold) -> Allowed:
         """Return what may be done about a run."""
@@ -273,7 +274,10 @@ class Board:
         """
         run = _text(params, "run")
         if _RUN.fullmatch(run) is None:
-            raise UsageError(f"{run[:80]!r} is no run.", hint="A run is named by its id or its beginning.")
+            raise UsageError(
+                f"{run[:80]!r} is no run.",
+                hint="A run is named by its id, or 4 or more characters of its beginning.",
+            )
         return run if self.catalogue.get(run) is not None else self.store.run(run).run
 
 

@@ -22,7 +22,7 @@ PATIENCE = 1.0
 
 #: The history is read again when the database changed, this many seconds after the last time at the
 #: earliest, and so seldom that reading takes no more than this share of one core; at least that often.
-PAUSE, SHARE, RARELY = 1.0, 0.01, 30.0
+PAUSE, SHARE, RARELY = 1.0, 0.005, 30.0
 
 #: Seconds between two looks whether the owners of runs are alive.
 LIVENESS = 2.0

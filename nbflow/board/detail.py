@@ -6,7 +6,7 @@ from typing import Any
 
 from nbflow.board.folds import Fold, error_text
 from nbflow.board.plain import cut, plain, uncoloured
-from nbflow.board.rows import decision_row, gate_row, short_error, stands_at_gate, step_row
+from nbflow.board.rows import decision_row, gate_row, over_at, short_error, shown_step, step_row
 from nbflow.board.shown import Exhibit, display_exhibits, notice, output_row
 from nbflow.board.tally import at_gate
 from nbflow.core.errors import NbflowError, UnknownStep
@@ -113,13 +113,13 @@ def _attempts(fold: Fold, execution: Execution) -> list[dict[str, Any]]:
         }
         for began, (at, record) in zip(begun, retries, strict=False)
     ]
-    asks = stands_at_gate(fold, execution)
-    ended = execution.ended.error if execution.ended is not None and not asks else None
+    ended = execution.ended.error if execution.ended is not None and not at_gate(execution) else None
+    over = over_at(fold, execution)
     last = {
         "attempt": execution.attempt,
-        "started": min(begun[-1], execution.ended_at) if execution.ended_at is not None else begun[-1],
-        "finished": execution.ended_at,
-        "state": str(StepState.WAITING if asks else execution.state),
+        "started": min(begun[-1], over) if over is not None else begun[-1],
+        "finished": over,
+        "state": shown_step(fold, execution),
         "error": short_error(ended),
     }
     return [*tries, last]
@@ -127,7 +127,7 @@ def _attempts(fold: Fold, execution: Execution) -> list[dict[str, Any]]:
 
 def _error(fold: Fold, execution: Execution) -> dict[str, str] | None:
     """Return the error that a step ended with, or that its last try failed with while it goes on."""
-    if stands_at_gate(fold, execution):
+    if at_gate(execution):
         return None
     error = execution.ended.error if execution.ended is not None else None
     retries = fold.retries.get(execution.number)

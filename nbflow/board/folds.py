@@ -6,8 +6,10 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
+from nbflow.board.tally import at_gate
 from nbflow.core.errors import NbflowError, StoreBusy, UnknownRun
 from nbflow.core.history import Execution, History
 from nbflow.core.model import (
@@ -15,6 +17,7 @@ from nbflow.core.model import (
     ErrorInfo,
     Message,
     RunAttached,
+    RunChanged,
     StepCompleted,
     StepCursor,
     StepEnded,
@@ -42,6 +45,8 @@ class Fold:
     def __init__(self, run: str) -> None:
         self.run = run
         self.mutex = threading.RLock()
+        #: How often it was read anew, because what it had read does not count: nothing that was told of it holds.
+        self.anew = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -65,6 +70,8 @@ class Fold:
         self._moved: list[int] = []
         self._open: set[int] = set()
         self._current: dict[str, int] = {}
+        #: By step those that stopped at a gate: they are shown as others once it begins anew, or the run is over.
+        self._asking: dict[str, list[int]] = {}
 
     @property
     def seq(self) -> int:
@@ -90,6 +97,7 @@ class Fold:
                 # Somebody stole the run, and what its old owner wrote last does not count: from the start.
                 entries, waiting, position = store.tail(self.run)
                 self._begin()
+                self.anew += 1
             for entry in entries:
                 self._add(entry)
             known = {message.id for message in self.waiting}
@@ -108,7 +116,10 @@ class Fold:
         elif self.attempts:
             self.attempts[-1] = (*self.attempts[-1][:2], entry.at)
         history.add(entry)
-        if isinstance(record, StepStarted):
+        if isinstance(record, RunChanged) and history.state in FINAL_RUN_STATES:
+            self._note(entry.seq, {*chain(*self._asking.values()), *self._open, *self.found_dead})
+        elif isinstance(record, StepStarted):
+            self._note(entry.seq, self._asking.get(record.step, ()))
             self._open.add(entry.seq)
             self._note(entry.seq, (entry.seq,))
             self._note_current(entry.seq, record.step)
@@ -124,6 +135,8 @@ class Fold:
                 self.points.setdefault(number, deque(maxlen=_POINTS)).append((entry.at, record.number))
             elif history.executions[number].state in FINAL_STEP_STATES:
                 self._open.discard(number)
+                if at_gate(history.executions[number]):
+                    self._asking.setdefault(record.step, []).append(number)
             self._note(entry.seq, (number,))
             self._note_current(entry.seq, record.step)
 

@@ -21,7 +21,10 @@ log = logging.getLogger("nbflow.board")
 BUSY, IDLE, CALM = 0.1, 0.25, 2.0
 
 #: The share of one core that looking is to take: what costs more is done more seldom. Waking up comes on top.
-SHARE = 0.012
+SHARE = 0.008
+
+#: Seconds of the processor that one look counts for at most.
+DEAREST = 0.02
 
 #: Seconds between two looks at most, however much one costs.
 SLOWEST = 2.0
@@ -43,6 +46,7 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._problem: str | None = None
+        self._turns = 0
         self._moved_at = 0.0
 
     # --- asked from any thread ---------------------------------------------------------------------------
@@ -57,12 +61,14 @@ class Follower:
         with self._changed:
             if old is not None and view.push is None:
                 view.push = old.push
+            self._turns += 1
+            view.turn, view.problem = self._turns, self._problem
             self._views[name] = view
             if len(self._views) > _VIEWS:  # of pages that were closed without a word
                 del self._views[min(self._views, key=lambda each: self._views[each].beat_at)]
             self._start()
             self._changed.notify_all()
-        return {**answer, "problem": self._problem}
+            return {**answer, "problem": view.problem, "turn": view.turn}
 
     def unwatch(self, params: Params) -> dict[str, Any]:
         """Forget a view."""
@@ -135,8 +141,8 @@ class Follower:
             began = time.thread_time()
             pause = self._look(views)
             costs.append(time.thread_time() - began)
-            # Without the dearest: a look that reads the history, or loads a library, must not hold up the next.
-            usual = sum(costs) - max(costs)
+            # A single look that reads the history, or loads a library, must not hold up the next.
+            usual = sum(min(cost, DEAREST) for cost in costs)
             pause = max(pause, min(SLOWEST, usual / len(costs) / SHARE))
             with self._changed:
                 if not self._closed:
@@ -152,7 +158,7 @@ class Follower:
             if any(view.is_due(time.monotonic()) for view in views):
                 catalogue.settle()
                 catalogue.look_alive({run for view in views for run in view.runs_shown()})
-            pushes = [(view, view.news(self._board)) for view in views]
+            self._tell_news(views)
         except (NbflowError, OSError) as error:
             self._tell_problem(str(error))
             return _TROUBLE
@@ -161,14 +167,21 @@ class Follower:
             self._tell_problem(f"The store could not be looked at: {type(error).__name__}: {error}")
             return 5 * _TROUBLE
         self._tell_problem(None)
-        late = False
-        for view, news in pushes:
-            for push in news:
-                self._send(view, push)
-            late = late or view.pending
-        if late or time.monotonic() - self._moved_at < CALM:
+        if any(view.pending for view in views) or time.monotonic() - self._moved_at < CALM:
             return BUSY
         return IDLE
+
+    def _tell_news(self, views: list[View]) -> None:
+        """Send each push as soon as it is made, since its view counts it as told; one that fails holds up no other."""
+        failed: Exception | None = None
+        for view in views:
+            try:
+                for push in view.news(self._board):
+                    self._send(view, push)
+            except Exception as error:  # noqa: BLE001 - raised below, when all were told
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _require_store(self) -> None:
         root = getattr(self._board.store, "root", None)
@@ -178,12 +191,12 @@ class Follower:
             )
 
     def _tell_problem(self, problem: str | None) -> None:
-        if problem == self._problem:
-            return
-        self._problem = problem
         with self._changed:
-            views = self._awake()
+            self._problem = problem
+            # A view that slept when it came, or when it went, is told when it wakes.
+            views = [view for view in self._awake() if view.problem != problem]
         for view in views:
+            view.problem = problem
             self._send(view, {"push": "store", "problem": problem})
 
     def _send(self, view: View, push: dict[str, Any]) -> None:
@@ -191,7 +204,7 @@ class Follower:
         if receive is None:
             return
         try:
-            receive(push)
+            receive({**push, "turn": view.turn})
         except Exception:
             # Its page is gone (a closed comm, say): it comes back by watching anew.
             log.info("View %s takes no news any more.", view.name, exc_info=True)

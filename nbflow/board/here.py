@@ -54,13 +54,15 @@ class Kernel:
 
     def attach(self, run: str) -> None:
         """See `Here`."""
-        self._idle()
-        self._host.attach(run=run)
+        with self._host.changing:
+            self._idle()
+            self._host.attach(run=run)
 
     def new(self) -> str:
         """See `Here`."""
-        self._idle()
-        return self._host.attach(new=True).run
+        with self._host.changing:
+            self._idle()
+            return self._host.attach(new=True).run
 
     def _idle(self) -> None:
         """Refuse to change runs under a cell that is being executed, as a click over a subshell would."""

@@ -11,7 +11,7 @@ from nbflow.board.tally import at_gate
 from nbflow.core.gates import Decision, Gate
 from nbflow.core.history import Execution
 from nbflow.core.model import ErrorInfo, Owner, RunInfo
-from nbflow.core.states import FINAL_RUN_STATES, RunState, StepState
+from nbflow.core.states import FINAL_RUN_STATES, FINAL_STEP_STATES, WAITING_KINDS, RunState, StepState
 from nbflow.runtime.gates.deciding import shown_state as shown_gate
 
 #: What is shown of a run that says it is running while its process is gone.
@@ -77,20 +77,19 @@ def step_row(fold: Fold, execution: Execution) -> dict[str, Any]:
     end = execution.completed or execution.ended
     checkpoint = execution.completed.checkpoint if execution.completed is not None else None
     retries = fold.retries.get(execution.number, ())
-    asks = stands_at_gate(fold, execution)
     ended = execution.ended.error if execution.ended is not None else None
     return {
         "execution": execution.number,
         "step": started.step,
         "name": started.name,
         "kind": started.step_kind,
-        "state": str(StepState.WAITING if asks else execution.state),
+        "state": shown_step(fold, execution),
         "attempt": execution.attempt,
         "started": execution.started_at,
-        "finished": execution.ended_at,
+        "finished": over_at(fold, execution),
         "seconds": end.seconds if end is not None else None,
         "parent": started.parent,
-        "error": None if asks else short_error(ended),
+        "error": None if at_gate(execution) else short_error(ended),
         "outputs": len(checkpoint.outputs) if checkpoint is not None else 0,
         "current": fold.current(execution),
         "forgotten": execution.forgotten,
@@ -99,6 +98,36 @@ def step_row(fold: Fold, execution: Execution) -> dict[str, Any]:
             for at, record in retries
         ],
     }
+
+
+def shown_step(fold: Fold, execution: Execution) -> str:
+    """Return the state of an execution as people are shown it: what a crash or a gate ended, nobody cancelled."""
+    if stands_at_gate(fold, execution):
+        return str(StepState.WAITING)
+    if fold.history.state in FINAL_RUN_STATES:  # the run ended over what had not
+        return str(execution.state if execution.state in FINAL_STEP_STATES else StepState.CANCELLED)
+    if _broken_off(execution) or at_gate(execution):
+        return STOPPED
+    return str(execution.state)
+
+
+def over_at(fold: Fold, execution: Execution) -> float | None:
+    """Return when an execution was over; of one that a crash broke off that is the last word of its attempt.
+
+    A wait lasts until the next attempt found it: no process was needed for it meanwhile.
+    """
+    if not _broken_off(execution):
+        return execution.ended_at
+    found = fold.found_dead.get(execution.number, execution.started_at)
+    if execution.started.step_kind in WAITING_KINDS:
+        return found
+    return max(
+        (last for _, began, last in fold.attempts if began <= execution.started_at <= last), default=found
+    )
+
+
+def _broken_off(execution: Execution) -> bool:
+    return execution.interrupted and execution.completed is None and execution.ended is None
 
 
 def stands_at_gate(fold: Fold, execution: Execution) -> bool:

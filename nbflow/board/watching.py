@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ PACE, SILENCE = 0.25, 60.0
 _STEPS = 400
 
 #: The share of one core that drawing a run's picture may take.
-_DRAWING = 0.01
+_DRAWING = 0.005
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ class View:
         self.watched = watched
         self.push = push
         self.beat_at = time.monotonic()
+        #: Which `watch` it is of, by which a page tells pushes from those of the one before; set by the follower.
+        self.turn = 0
+        #: What is wrong with the store, as the page was told.
+        self.problem: str | None = None
         #: Whether there is news that has to wait for its turn.
         self.pending = False
         self._next_at = 0.0
@@ -68,6 +72,7 @@ class View:
         self._graph: dict[str, Any] | None = None
         self._draw_at = 0.0
         self._seq = 0
+        self._anew = 0
 
     def sleeps(self, now: float) -> bool:
         """Tell whether the page has not said for a minute that it is visible."""
@@ -87,43 +92,57 @@ class View:
             board.catalogue.look_alive()
             found["runs"] = self._runs = board.runs_page(self.watched.runs)
         if self.watched.run is not None:
-            whole = found["run"] = board.run_page(self.watched.run)
-            self._run = {
-                name: whole[name] for name in ("row", "gates", "actions", "attempts", "published", "problem")
-            }
-            self._graph, self._seq = whole["graph"], whole["seq"]
+            found["run"] = self._whole(board, self.watched.run)
         if self.watched.gates:
             found["gates"] = self._gates = board.gates_page("waiting")
         return found
+
+    def _whole(self, board: Board, run: str) -> dict[str, Any]:
+        # Before it is read: what is read anew meanwhile is told as a whole once more.
+        self._anew = board.folds.known(run).anew
+        whole = board.run_page(run)
+        self._run = {
+            name: whole[name] for name in ("row", "gates", "actions", "attempts", "published", "problem")
+        }
+        self._graph, self._seq = whole["graph"], whole["seq"]
+        return whole
 
     def is_due(self, now: float) -> bool:
         """Tell whether it may be told something now."""
         return now >= self._next_at
 
-    def news(self, board: Board) -> list[dict[str, Any]]:
-        """Return what is to be pushed now: what changed since the last time, a few times a second at most."""
+    def news(self, board: Board) -> Iterator[dict[str, Any]]:
+        """Yield what is to be pushed now: what changed since the last time, a few times a second at most.
+
+        What is yielded counts as told. Where a part cannot be looked at, it is told the next time.
+        """
         version = board.catalogue.version
         self.pending = self.pending or version != self._version
         now = time.monotonic()
         if not self.pending or not self.is_due(now):
-            return []
+            return
         self.pending, self._version = False, version
-        found = []
+        try:
+            for push in self._changed(board):
+                self._next_at = now + PACE
+                yield push
+        except Exception:
+            self.pending = True
+            raise
+
+    def _changed(self, board: Board) -> Iterator[dict[str, Any]]:
         if self.watched.run is not None and (push := self._news_of_run(board, self.watched.run)) is not None:
-            found.append(push)
+            yield push
         if self.watched.runs is not None:
             page = board.runs_page(self.watched.runs)
             if page != self._runs:
                 self._runs = page
-                found.append({"push": "runs", **page})
+                yield {"push": "runs", **page}
         if self.watched.gates:
             gates = board.gates_page("waiting")
             if gates != self._gates:
                 self._gates = gates
-                found.append({"push": "gates", **gates})
-        if found:
-            self._next_at = now + PACE
-        return found
+                yield {"push": "gates", **gates}
 
     def _news_of_run(self, board: Board, run: str) -> dict[str, Any] | None:
         problem: str | None = None
@@ -134,9 +153,11 @@ class View:
             fold = board.folds.known(run)
         except NbflowError as error:
             fold, problem = board.folds.known(run), str(error)
+        if fold.anew != self._anew and problem is None:  # steps that a page has may never have happened
+            return {**self._whole(board, run), "push": "whole", "run": run}
+        if not fold.seq and problem is None:
+            return None  # it is over, and cannot be read just now: what is on the page stays
         with fold.mutex:
-            if fold.seq < self._seq:  # it was read anew: its last records had never happened
-                self._seq = 0
             executions, upto = fold.moved(self._seq, _STEPS)
             self.pending = self.pending or upto < fold.seq
             self._seq = upto
@@ -147,9 +168,12 @@ class View:
                 self._run["problem"] = _DELETED
                 at = fold.history.updated_at
                 return {"push": "run", "run": run, **_NOTHING, **self._run, "seq": upto, "at": at}
+            if fold.history.state in FINAL_RUN_STATES:
+                info = board.info(run, fold)  # as whoever asks anew has it; nothing is looked at
+            gates = run_page.gate_rows(fold)
             now = {
-                "row": board.row(info, fold),
-                "gates": run_page.gate_rows(fold),
+                "row": board.row(info, gates),
+                "gates": gates,
                 "actions": board.actions(info, fold),
                 "attempts": run_page.attempts(fold),
                 "published": run_page.published(fold),

@@ -30,6 +30,7 @@
     │   ├── BudgetExceeded       the budget is spent; the step was not started
     │   ├── ChildFailed          a child run failed or was cancelled
     │   ├── GateDecided          a decision was taken already, or came too late; shows the first
+    │   ├── HeldBack             a cell was sent before anybody could see that a gate stopped the notebook
     │   ├── KernelDied           the kernel of a notebook that runs unattended died or does not answer
     │   └── WorkerLost           the process that ran a notebook of a batch is gone
     ├── StepError
@@ -240,6 +241,12 @@ class GateDecided(RunError):
     """A gate takes no decision any more; `decision` is the one it has (None where it timed out)."""
 
     decision: Any = None
+
+
+class HeldBack(RunError):
+    """A cell was not run, for it was sent before anybody could see that the gate `name` stopped the notebook."""
+
+    name: str = ""
 
 
 class KernelDied(RunError):

@@ -112,10 +112,15 @@ def gates_of(history: History) -> list[Gate]:
     A decision that was taken into the run counts, also where its step has not gone on yet.
     """
     found = []
-    for step, executions in history.by_step.items():
-        if executions[-1].started.step_kind == GATE and FORM in executions[-1].started.detail:
+    # A copy, made at once: other threads of the run record their steps meanwhile.
+    for step, executions in list(history.by_step.items()):
+        if _is_gate(executions[-1]):
             found.append(_gate(history, step, executions))
     return found
+
+
+def _is_gate(last: Execution) -> bool:
+    return last.started.step_kind == GATE and FORM in last.started.detail
 
 
 def _gate(history: History, step: str, executions: list[Execution]) -> Gate:
@@ -206,11 +211,11 @@ def find_gate(history: History, name: str) -> Gate:
     Raises:
         UnknownStep: the run has no such gate, or several wait.
     """
+    executions = history.by_step.get(name)
+    if executions and _is_gate(executions[-1]):
+        return _gate(history, name, executions)
     gates = gates_of(history)
     run = history.opened.run if history.opened is not None else ""
-    for gate in gates:
-        if gate.step == name:
-            return gate
     named = [gate for gate in gates if gate.form.name == name]
     waiting = [gate for gate in named if gate.state == "waiting"]
     if len(waiting or named) == 1:

@@ -207,7 +207,8 @@ class History:
 
     def open(self) -> list[Execution]:
         """Return the executions that have not ended, in the order in which they began."""
-        return [self.executions[number] for number in sorted(tuple(self._open))]
+        numbers = sorted(tuple(self._open))  # noqa: C414 - another thread may add to it meanwhile
+        return [self.executions[number] for number in numbers]
 
     def latest(self, step: str) -> Execution | None:
         """Return the newest execution of the step in whatever state, forgotten ones included."""

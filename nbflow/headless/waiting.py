@@ -130,7 +130,7 @@ def _family(store: LocalStore, run: str) -> Iterator[tuple[str, History]]:
         except UnknownRun:
             continue
         yield one, history
-        for executions in history.by_step.values():
+        for executions in list(history.by_step.values()):
             last = executions[-1]
             if last.started.step_kind == "child" and last.completed is None:
                 left.append(str(last.started.detail["run"]))

@@ -272,6 +272,13 @@ class Commands:
             self.host.done_here.pop(step, None)
         shown = [step for step in chosen if "/" not in step]
         shown += dict.fromkeys(call.label for call in calls if call.scope not in chosen)
+        # Gates, children and waits of plain cells.
+        told = {step.step for call in calls for step in call.steps}
+        shown += dict.fromkeys(
+            session.history.by_step[step][-1].started.name
+            for step in chosen
+            if "/" in step and step not in told and scope_of(step) not in chosen
+        )
         messages.say(
             self.host.shell,
             f"Forgotten, to run again: {', '.join(shown) or 'nothing'}. What was recorded stays in history.",

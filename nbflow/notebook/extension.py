@@ -15,6 +15,7 @@ from nbflow.notebook.auto import CellRewriter
 from nbflow.notebook.commands import SUBCOMMANDS, Commands
 from nbflow.notebook.completion import LineMatcher
 from nbflow.notebook.config import NbFlow
+from nbflow.notebook.hold import Hold
 from nbflow.notebook.host import Host
 from nbflow.notebook.magics import DurableMagics
 from nbflow.notebook.options import durable_options, gate_options
@@ -35,6 +36,7 @@ class Extension:
         self.rewriter = CellRewriter(shell, lambda: self.config.auto)
         self.runner = CellRunner(self.host, self.rewriter)
         self.gates = gate_cell.GateRunner(self.host, self.rewriter)
+        self.hold = Hold(shell, partial(gate_cell.still_waits, self.host))
         self.commands = Commands(self.host)
         wants = {word: subcommand.wants for word, subcommand in SUBCOMMANDS.items()}
         self.matcher = LineMatcher(
@@ -58,6 +60,8 @@ class Extension:
         self._undo.append(lambda: shell.configurables.remove(self.config))
         self.rewriter.install()
         self._undo.append(self.rewriter.remove)
+        self.hold.install()
+        self._undo.append(self.hold.remove)
         for name, callback in (("pre_run_cell", host.pre_run_cell), ("post_run_cell", host.post_run_cell)):
             shell.events.register(name, callback)
             self._undo.append(partial(shell.events.unregister, name, callback))

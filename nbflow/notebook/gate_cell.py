@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from nbflow.notebook.gate_form import Exhibit, form_html, form_text, quoted, unt
 from nbflow.notebook.options import CellOptions, GateOptions
 from nbflow.notebook.runner import CellRunner, Work, flush_figures
 from nbflow.runtime.gates import waiting
+from nbflow.runtime.gates.deciding import shown_state
 
 if TYPE_CHECKING:
     from nbflow.notebook.auto import CellRewriter
@@ -151,6 +153,18 @@ def _gate_of(host: Host, pending: GatePending) -> tuple[Asked, Gate] | None:
         return None  # a run of another store: the error says which gate waits, and how to decide
 
 
+def still_waits(host: Host, pending: GatePending) -> bool:
+    """Tell whether the gate that stopped a cell waits for a decision now; where nobody can tell, it does."""
+    session = host.session
+    store = session.store if session is not None and session.run == pending.run else host.store()
+    try:
+        entries, words, _ = store.tail(pending.run)
+        gate = find_gate(History.of(entries), pending.step)
+    except NbflowError:
+        return True
+    return shown_state(gate, words, time.time())[0] == "waiting"
+
+
 def install_rendering(host: Host) -> None:
     """Have a pending gate shown as a short notice instead of a traceback, and one that is waited at as a form."""
     GatePending._render_traceback_ = lambda error: render_pending(host, error)  # type: ignore[attr-defined]
@@ -185,8 +199,11 @@ def render_pending(host: Host, error: GatePending) -> list[str]:
     due = until(gate)
     lines.append(f"Asked {moment(gate.opened_at)}{f', {due}' if due else ''}. Nothing failed.")
     name = quoted(gate.form.name)
-    how = f"Decide with %nbflow approve {name} or %nbflow reject {name}, in the dashboard, or in a terminal "
-    how += f"with nbflow approve {session.run} {name}. Then run this cell again: it goes on from here."
+    # A command stands on a line of its own: JupyterLab breaks long ones in the middle of a word.
+    how = (
+        f"Decide with %nbflow approve {name} or %nbflow reject {name}, in the dashboard, or in a terminal:\n"
+    )
+    how += f"    nbflow approve {session.run} {name}\nThen run this cell again: it goes on from here."
     return [*lines, how]
 
 

@@ -30,6 +30,12 @@ _STATES = {
 
 _IMAGES = frozenset({"image/png", "image/jpeg", "image/svg+xml"})
 
+#: Within a frame without scripts: a picture from outside would tell who looks. The live views say the same.
+_NOTHING_FETCHED = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'; font-src data:\">"
+)
+
 #: Rows and characters of what is shown that the form holds; the run has all that was recorded.
 _ROWS, _TEXT = 20, 4000
 
@@ -199,7 +205,7 @@ def exhibit_html(exhibit: Exhibit) -> str:
         alt = html.escape(str(exhibit.get("alt") or "picture"), quote=True)
         return f'<img src="{source}" alt="{alt}" style="max-width:100%;height:auto">'
     if kind == "html":
-        page = html.escape(str(exhibit.get("html", "")), quote=True)
+        page = html.escape(_NOTHING_FETCHED + str(exhibit.get("html", "")), quote=True)
         style = "width:100%;height:18em;border:0;background:#fff"
         return f'<iframe sandbox="" srcdoc="{page}" title="what the gate shows" style="{style}"></iframe>'
     text = html.escape(_cut(str(exhibit.get("text", ""))))

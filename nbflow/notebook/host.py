@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -68,6 +69,8 @@ class Host:
         self.seeds: dict[str, str] = {}
         """The token of the last seed set on purpose, by generator."""
         self._places: list[CellPlace] = []
+        #: Held by who changes the run from another thread, so that no cell begins meanwhile.
+        self.changing = threading.RLock()
         #: The run that a parent started this kernel for; taken out of the environment, which processes inherit.
         self._assigned = os.environ.pop("NBFLOW_RUN", None)
         #: The notebook's file where whoever started this kernel said so; else it is found out.
@@ -114,7 +117,8 @@ class Host:
             metadata=self._sent_metadata(),
             recorded=bool(info.store_history),
         )
-        self._places.append(place)
+        with self.changing:
+            self._places.append(place)
         self.deleted.update(self._deleted_cells())
         self._scope_of_plain_cell(place)
         if place.recorded:

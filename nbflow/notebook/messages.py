@@ -19,6 +19,9 @@ from nbflow.notebook.amounts import duration, moment
 #: Metadata that marks an output as nbflow's own words, for tools that compare or strip outputs.
 MARK = {"nbflow": {"notice": True}}
 
+#: Metadata of what a view brings up to date by itself: it stays in the notebook, whatever cell runs at that moment.
+ASIDE = {"nbflow": {"aside": True}}
+
 #: The version of what papermill's engine and the kernel say to each other: they may be of different environments.
 PROTOCOL = 1
 
@@ -58,6 +61,12 @@ def say(shell: Any, text: str, *, display_id: str = "", update: bool = False, pa
 def is_notice(metadata: Any) -> bool:
     """Tell whether an output is nbflow's own words, which are never recorded."""
     return isinstance(metadata, dict) and metadata.get("nbflow") == MARK["nbflow"]
+
+
+def is_of_cell(metadata: Any) -> bool:
+    """Tell whether an output is recorded with the cell that runs: neither a notice nor what a view says by itself."""
+    own = metadata.get("nbflow") if isinstance(metadata, dict) else None
+    return own not in (MARK["nbflow"], ASIDE["nbflow"])
 
 
 def restored_line(

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from nbflow.notebook.messages import is_notice
+from nbflow.notebook.messages import is_of_cell
 
 _KINDS = {"display_data": "display", "execute_result": "result", "update_display_data": "update"}
 _PLACE = "_nbflow_tap"
@@ -121,7 +121,7 @@ class KernelTap:
             return
         parent = (message.get("parent_header") or {}).get("msg_id")
         content = message["content"]
-        if is_notice(content.get("metadata")):
+        if not is_of_cell(content.get("metadata")):
             return
         for recorder in self._recorders:
             if parent is not None and parent != recorder.parent:
@@ -176,7 +176,7 @@ class ShellTap:
         def tee_publish(data: Any, metadata: Any = None, *args: Any, **kwargs: Any) -> Any:
             kind = "update" if kwargs.get("update") else "display"
             display_id = (kwargs.get("transient") or {}).get("display_id")
-            for recorder in () if is_notice(metadata) else self._recorders:
+            for recorder in self._recorders if is_of_cell(metadata) else ():
                 recorder.bundle(kind, dict(data), dict(metadata or {}), display_id)
             with self._hidden():
                 return publish(data, metadata, *args, **kwargs)

@@ -102,8 +102,15 @@ class Inbox:
             for path in self.folder.glob(".new-*"):
                 path.unlink(missing_ok=True)
 
+    def names(self) -> tuple[str, ...]:
+        """Return what is another one when a message came or was taken; cheap."""
+        try:
+            return tuple(self._waiting())
+        except OSError:
+            return ()  # a reader finds out what is wrong, and says so
+
     def _waiting(self) -> list[str]:
         try:
-            return sorted(path.name for path in self.folder.iterdir() if path.name.endswith(_SUFFIX))
+            return sorted(name for name in os.listdir(self.folder) if name.endswith(_SUFFIX))  # noqa: PTH208 - asked for all runs, often
         except FileNotFoundError:
             return []

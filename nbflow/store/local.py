@@ -61,6 +61,8 @@ EVERY_RUN = RunQuery()
 CLOSE_COMPACT = 3.0
 #: The length of a run's id, which is no prefix.
 _WHOLE = 36
+#: Characters that name a run at least.
+_PREFIX = 4
 #: Seconds that a compaction keeps the database before it lets others have a go.
 _TURN = 1.0
 #: Bytes of leaves that are compacted in a second; 300 MB here, on two cores.
@@ -366,11 +368,11 @@ class LocalStore:
         names = self.live.names()
         if run in names:
             return self.live.info(run)
-        found = {name: None for name in names if len(run) >= 4 and name.startswith(run)}
+        found = {name: None for name in names if len(run) >= _PREFIX and name.startswith(run)}
         infos: dict[str, RunInfo | None] = dict(found)
         try:
             for info in self._from_database(lambda c: listing.by_prefix(c, run)) or ():
-                if info.run == run or len(run) >= 4:
+                if info.run == run or len(run) >= _PREFIX:
                     infos.setdefault(info.run, info)
         except StoreBusy:
             if len(infos) != 1:
@@ -383,14 +385,18 @@ class LocalStore:
                 for name, info in infos.items()
                 if not ((info.parent if info is not None else self.live.parent(name)) or "").startswith(run)
             }
+        if not infos and len(run) < _PREFIX:
+            raise UnknownRun(
+                f"{run!r} is too short to name a run.",
+                run=run,
+                hint=f"Give {_PREFIX} characters of its id or more; `nbflow runs` lists them.",
+            )
         if len(infos) != 1:
             raise UnknownRun(
                 f"{len(infos) or 'No'} run{'s begin' if len(infos) > 1 else ' begins'} with {run!r}"
                 f"{': ' + ', '.join(sorted(infos)) if infos else ''}.",
                 run=run,
-                hint="Give more of the id."
-                if infos
-                else "`nbflow runs` lists them; give 4 characters or more.",
+                hint="Give more of the id." if infos else "`nbflow runs` lists them.",
             )
         [(name, info)] = infos.items()
         return info if info is not None else self.live.info(name)

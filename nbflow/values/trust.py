@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from blake3 import blake3
@@ -26,7 +27,15 @@ _lock = threading.Lock()
 
 def data_dir() -> Path:
     """Return the folder of the user's key: `$NBFLOW_DATA_DIR`, else `nbflow` in the user's data folder."""
-    place = os.environ.get("NBFLOW_DATA_DIR")
+    return _data_dir(*(os.environ.get(name) for name in _PLACES))
+
+
+#: What the folder depends on: asked for with every look at a run, it is found out once.
+_PLACES = ("NBFLOW_DATA_DIR", "XDG_DATA_HOME", "HOME", "APPDATA")
+
+
+@cache
+def _data_dir(place: str | None, *_elsewhere: str | None) -> Path:
     if place:
         return Path(place).expanduser()
     import platformdirs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.getipython import get_ipython
 
 from nbflow.board.graph import graph_of
+from nbflow.core.errors import UsageError
 from nbflow.runtime.machine.machine import Machine
 from nbflow.widgets.boards import board_of, in_notebook
 from nbflow.widgets.snapshots import Answers, Ask, answers
@@ -35,7 +36,7 @@ def fsm(run_or_machine: Run | Machine | str, *, store: Store | str | Path | None
         store: where the run is; by default the notebook's store, or the one of this folder.
 
     Raises:
-        NbflowError: there is no such run, or the store cannot be opened.
+        NbflowError: there is no such run, it is neither run nor machine, or the store cannot be opened.
 
     >>> import nbflow, tempfile
     >>> light = nbflow.Machine("light", ["red", "off"], initial="red", final={"off"})
@@ -58,14 +59,19 @@ def asked(
     """Return whom a view of a run or machine asks, what it is about, and its first questions.
 
     Raises:
-        NbflowError: there is no such run.
+        NbflowError: there is no such run, or it is neither run nor machine.
     """
     if isinstance(run_or_machine, Machine):
         board = _OfMachine(board, run_or_machine)
         newest = board.ask(_NEWEST)
         about = {"workflow": run_or_machine.name, "run": newest["row"]["run"] if newest else None}
         return board, about, {"run": (_NEWEST, {}), "graph": (_MACHINE, {})}
-    given = run_or_machine if isinstance(run_or_machine, str) else run_or_machine.id
+    given = run_or_machine if isinstance(run_or_machine, str) else getattr(run_or_machine, "id", None)
+    if given is None:
+        raise UsageError(
+            f"nbflow.fsm() shows a machine or a run, not {type(run_or_machine).__name__}.",
+            hint="Give a machine, a run, or the id of a run; before the first durable step there is no current run.",
+        )
     run = board.ask("run", {"run": given})["row"]["run"]
     return board, {"run": run}, {"run": ("run", {"run": run})}
 

@@ -23,7 +23,7 @@ from nbflow.notebook.gate_cell import Asked, Occasion, published_with
 from nbflow.notebook.messages import MARK
 from nbflow.widgets.boards import board_of
 from nbflow.widgets.snapshots import Answers, Ask, answers
-from nbflow.widgets.view import View
+from nbflow.widgets.view import View, execution_of
 
 
 class GateView(View):
@@ -59,7 +59,7 @@ def show_gate(*, shell: Any, asked: Asked, gate: Gate, occasion: Occasion = "ask
     A gate that is decided already is shown as its record alone: there is nothing to press.
     """
     global _execution  # noqa: PLW0603 - of this process, as the cell that executes is
-    now = _execution_of(shell)
+    now = execution_of(shell)
     if now != _execution:
         _execution = now
         _views.clear()
@@ -87,10 +87,3 @@ def deaf(shell: Any) -> bool:
     """Tell whether this kernel hears no click while a cell runs: it has no subshells."""
     kernel = getattr(shell, "kernel", None)
     return not getattr(kernel, "_supports_kernel_subshells", False)
-
-
-def _execution_of(shell: Any) -> str:
-    """Return what tells this execution of a cell from any other."""
-    kernel = getattr(shell, "kernel", None)
-    parent = kernel.get_parent() if kernel is not None else {}
-    return str(parent.get("header", {}).get("msg_id", ""))

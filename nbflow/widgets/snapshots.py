@@ -30,7 +30,7 @@ def answers(board: Answers, asks: Mapping[str, Ask]) -> dict[str, Any]:
     for name, (method, params) in asks.items():
         try:
             found[name] = board.ask(method, params)
-        except NbflowError as error:
+        except (NbflowError, OSError) as error:
             found.setdefault("problem", str(error))
     return found
 

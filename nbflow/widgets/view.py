@@ -24,6 +24,7 @@ from IPython.core.getipython import get_ipython
 
 from nbflow.board.record import record
 from nbflow.core.errors import NbflowError
+from nbflow.notebook.messages import ASIDE
 from nbflow.widgets import assets
 from nbflow.widgets.snapshots import Answers, Ask, answers, error_data
 
@@ -134,7 +135,9 @@ class _Record:
         self._at = 0.0
         self._seen: Any = None
         self._timer: Timer | None = None
+        self._cell = ""
         self._lock = Lock()
+        self._turn = Lock()
 
     def bundle(self, snapshot: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return what is shown, with the class by which a live view hides it."""
@@ -159,11 +162,13 @@ class _Record:
 
     def _keep(self, shell: Any) -> None:
         """Update the record at the end of each cell; a cell that is run again gives up what it showed before."""
-        place = (_cell(shell), self.view.kind)
-        before = _kept.pop(place, None)
-        if before is not None and before is not self:
-            before.end()
-        _kept[place] = self
+        self._cell, now = _cell(shell), execution_of(shell)
+        execution, records = _kept.get(self._cell, (now, []))
+        if execution != now:
+            for before in list(records):
+                before.end()
+            records = []
+        _kept[self._cell] = now, [*records, self]
         shell.events.register("post_run_cell", self.after_cell)
 
     def after_cell(self, _: Any = None) -> None:
@@ -201,17 +206,16 @@ class _Record:
             if not self.display_id:
                 return
             self._at = time.monotonic()
-        snapshot = answers(self.view.board, self.view.asks)
-        made = self.bundle({**snapshot, "at": self.view.snapshot["at"]})
-        if made == self._last or not self.display_id:
-            return
-        self._last = made
-        shell = get_ipython()
-        if shell is not None:
-            now = self.bundle(snapshot)
+        with self._turn:  # else what another thread saw before could be published behind this
+            snapshot = answers(self.view.board, self.view.asks)
+            made = self.bundle({**snapshot, "at": self.view.snapshot["at"]})
+            shell = get_ipython()
+            if made == self._last or not self.display_id or shell is None:
+                return
+            self._last = made
             shell.display_pub.publish(
-                data=now,
-                metadata=self.view.published_with,
+                data=self.bundle(snapshot),
+                metadata=self.view.published_with or ASIDE,
                 transient={"display_id": self.display_id},
                 update=True,
             )
@@ -220,6 +224,9 @@ class _Record:
         """Leave the record as it is."""
         with self._lock:
             timer, self._timer, displayed, self.display_id = self._timer, None, self.display_id, ""
+            _, records = _kept.get(self._cell, ("", []))
+            if self in records:
+                records.remove(self)
         if timer is not None:
             timer.cancel()
         shell = get_ipython()
@@ -227,8 +234,8 @@ class _Record:
             shell.events.unregister("post_run_cell", self.after_cell)
 
 
-#: The records that are kept up to date, by the cell that showed them and by their kind.
-_kept: dict[tuple[str, str], _Record] = {}
+#: The records that are kept up to date, by the cell that showed them, with its execution.
+_kept: dict[str, tuple[str, list[_Record]]] = {}
 
 
 def answer_at_once(comm: Any) -> None:
@@ -243,6 +250,14 @@ def answer_at_once(comm: Any) -> None:
 
 def _cell(shell: Any) -> str:
     """Return the id of the cell that runs, or an id of its own where the front end does not tell."""
+    return str(_parent(shell).get("metadata", {}).get("cellId") or uuid.uuid4().hex)
+
+
+def execution_of(shell: Any) -> str:
+    """Return what tells this execution of a cell from any other."""
+    return str(_parent(shell).get("header", {}).get("msg_id", ""))
+
+
+def _parent(shell: Any) -> dict[str, Any]:
     kernel = getattr(shell, "kernel", None)
-    parent = kernel.get_parent() if kernel is not None else {}
-    return str(parent.get("metadata", {}).get("cellId") or uuid.uuid4().hex)
+    return kernel.get_parent() if kernel is not None else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tests.board.board_kit import until
 from tests.notebook.kernel import Kernel
 
 SETTING_UP = """
@@ -59,3 +60,34 @@ def test_a_board_in_a_kernel_changes_its_run_and_follows_it(tmp_path: Path) -> N
             "board.close()"
         )
         assert followed.stdout == "True True\n"
+
+
+SLOW_CLICK = """
+real = host.attach
+def slow(**how):
+    open('begun', 'w').close()
+    time.sleep(0.5)
+    return real(**how)
+host.attach = slow
+def click():
+    while host.place is not None:
+        time.sleep(0.005)
+    board.ask('act', {'action': 'new', 'run': first})
+thread = threading.Thread(target=click)
+thread.start()
+"""
+
+
+def test_no_cell_begins_while_a_click_changes_the_run(tmp_path: Path) -> None:
+    """A cell that is started while a click attaches another run has that run from its first line to its last."""
+    with Kernel(tmp_path, {**os.environ, "NBFLOW_STORE": str(tmp_path / ".nbflow")}) as kernel:
+        assert kernel.run(SETTING_UP).ok
+        assert kernel.run("%%durable one\nx = sum(range(10))").ok
+        assert kernel.run("first = host.session.run").ok
+        assert kernel.run(SLOW_CLICK).ok
+        until((tmp_path / "begun").exists, what="the click")
+        cell = kernel.run(
+            "seen = {host.session.run}\nthread.join()\ntime.sleep(0.1)\nseen.add(host.session.run)"
+        )
+        assert cell.ok
+        assert kernel.run("print(len(seen), first in seen)").stdout == "1 False\n"

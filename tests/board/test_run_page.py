@@ -303,3 +303,33 @@ def test_a_step_that_stopped_at_a_gate_waits_and_nothing_went_wrong(store: Local
     assert run() == pending.value.run
     page = asked(board, "run", run=pending.value.run)
     assert [row["state"] for row in page["steps"] if row["current"]] == ["completed", "completed"]
+
+
+def test_what_a_crash_broke_off_is_stopped_and_ends_with_its_attempt(store: LocalStore, board: Board) -> None:
+    """A killed step is no running one and nobody cancelled it: its bar ends with its attempt; a question goes on."""
+    log = attached(store, "w")
+    do_step(log, "a")
+    asks = log.append(StepStarted("ask", "ask", "gate", b"g"))
+    works = log.append(StepStarted("b", "b", "cell", b"t"))
+    log.release()
+    store.attach(log.run, me())
+    page = asked(board, "run", run=log.run)
+    first, second = page["attempts"]
+    rows = {row["execution"]: row for row in page["steps"]}
+    assert [rows[each]["state"] for each in (asks, works)] == ["stopped", "stopped"]
+    assert rows[works]["finished"] == first["finished"]
+    assert rows[asks]["finished"] == second["started"]
+    tries = asked(board, "step", run=log.run, execution=works)["attempts"]
+    assert [(one["state"], one["finished"]) for one in tries] == [("stopped", first["finished"])]
+
+
+def test_a_step_that_stopped_at_a_gate_once_keeps_no_error(store: LocalStore, board: Board) -> None:
+    """Asked at a gate and run again since, a step's old line says that it stopped, and not how to decide."""
+    log = attached(store, "w")
+    waited = log.append(StepStarted("b", "b", "cell", b"t"))
+    error = ErrorInfo("nbflow.core.errors.GatePending", "Gate 'ok' waits for a decision.")
+    log.append(StepEnded(waited, "b", "cancelled", seconds=0.1, error=error))
+    [before] = asked(board, "run", run=log.run)["steps"]
+    do_step(log, "b")
+    after = asked(board, "run", run=log.run)["steps"][0]
+    assert [(row["state"], row["error"]) for row in (before, after)] == [("waiting", None), ("stopped", None)]

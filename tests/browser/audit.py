@@ -114,8 +114,16 @@ _CONTRAST = (
 )
 
 
+def settle(page: Page) -> None:
+    """Let colours that change slowly arrive: JupyterLab's own do when the theme changes."""
+    page.evaluate(
+        "() => document.getAnimations().forEach((one) => { try { one.finish(); } catch { one.cancel(); } })"
+    )
+
+
 def too_faint(view: Locator) -> list[str]:
     """Return the texts whose contrast is below WCAG AA: 4.5, for large ones 3."""
+    settle(view.page)
     judged = view.evaluate(_CONTRAST)
     assert judged["count"] > 0, "there is no text to judge"
     found: list[str] = judged["found"]

@@ -402,7 +402,7 @@ def test_a_busy_kernel_is_said(show: Open) -> None:
     seen = show()
     seen.server.hold()
     seen.button("Disk").click()
-    busy = seen.view.get_by_text("The kernel is busy: this is done when the cell ends.")
+    busy = seen.view.get_by_text("The kernel is busy: if a cell runs, this is done when it ends.")
     expect(busy).to_be_visible()
     seen.server.free.set()
     expect(seen.view.get_by_text("Largest unfinished runs").first).to_be_visible()

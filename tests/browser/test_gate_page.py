@@ -443,6 +443,19 @@ def test_the_list_loads_what_is_shown_on_demand(page: Page) -> None:
     expect(root.get_by_role("img", name="Delays by month")).to_be_visible()
 
 
+def test_a_list_says_when_the_run_has_taken_a_decision_in(page: Page) -> None:
+    """A decision sent from the list is followed to its run, which the list of those that wait says nothing of."""
+    root = show(page, several(1), kind="mountList")
+    approve(root).click()
+    expect(root).to_contain_text("Sent. The run takes it in when it goes on")
+    assert page.evaluate("fake.followed") == {"run": "0193abcd-0000"}
+    page.evaluate(
+        "fake.gates[0].state = 'approved',"
+        " fake.tell({push: 'run', run: fake.gates[0].run, gates: fake.rows()})"
+    )
+    expect(root).to_contain_text("The run has taken it in.")
+
+
 def test_a_list_has_the_beginning_of_a_long_question(page: Page) -> None:
     """What a list cuts off a long question is there when it is unfolded, and stays there."""
     root = show(page, [gate(text="Really?\nyes " + "word " * 400 + "the end")], kind="mountList")

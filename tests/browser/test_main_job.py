@@ -220,6 +220,7 @@ def test_a_wrong_decision_decides_nothing(show: Show, folder: Path, options: lis
     expect(notebook.view(GATE).get_by_role("button", name="Approve", exact=True)).to_be_enabled()
 
 
+@pytest.mark.soak
 def test_the_notebook_without_a_person(tmp_path: Path) -> None:
     """`nbflow run` stops at the gate with exit code 10, and after `nbflow approve` publishes what was selected."""
     shutil.copy(NOTEBOOK, tmp_path / "review.ipynb")

@@ -184,6 +184,34 @@ def test_every_control_by_keyboard(
     assert audit.invisible_focus(room.page, view) == []
 
 
+FAULTS = """
+<div class="nbflow" style="width: 200px; position: relative; background: white">
+  <button style="position: absolute; left: 0">one</button>
+  <button style="position: absolute; left: 9px">two</button>
+  <p style="margin-top: 3em; color: #999">faint</p>
+  <span role="button" tabindex="-1" style="margin-left: 190px">far</span>
+  <button style="outline: none" aria-label=""><img src="data:," width="9" height="9"></button>
+</div>
+"""
+
+
+def test_the_judges_see_faults(desk: Desk) -> None:
+    """A page with one fault of each kind is found wanting in each: the judges above can fail."""
+    page = desk.page()
+    page.set_content(FAULTS)
+    view = page.locator(".nbflow")
+    judged = [
+        audit.overlaps(view),
+        audit.too_faint(view),
+        audit.too_wide(view),
+        audit.out_of_reach(page, view),
+        audit.invisible_focus(page, view),
+        audit.violations(page),
+    ]
+    assert [bool(found) for found in judged] == [True] * 6, judged
+    desk.close(page)
+
+
 def test_motion_is_reduced_where_a_person_wants_it(room: NotebookPage) -> None:
     """With prefers-reduced-motion nothing in a view moves by itself."""
     room.page.emulate_media(reduced_motion="reduce")

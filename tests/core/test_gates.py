@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbflow.core import gates
 from nbflow.core.errors import GateDecided, GatePending, UnknownStep, UsageError
 from nbflow.core.gates import (
     Decision,
@@ -189,3 +190,20 @@ def test_a_pending_gate_is_found_in_groups() -> None:
     assert pending_of(BaseExceptionGroup("outer", [ValueError(), inner])) is pending
     assert pending_of(ExceptionGroup("outer", [ValueError()])) is None
     assert pending_of(KeyboardInterrupt()) is None
+
+
+def test_gates_are_found_while_other_threads_record_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that maps in threads begins steps while one of them looks for its gate: the look is of one moment."""
+    history = opened()
+    real = gates._gate
+    began = iter(range(3, 100))
+
+    def meanwhile(*args: Any) -> gates.Gate:
+        seq = next(began)
+        start = StepStarted(step=f"s#{seq}", name="s", step_kind="call", signature=b"s")
+        history.add(Entry(seq, float(seq), start))
+        return real(*args)
+
+    monkeypatch.setattr(gates, "_gate", meanwhile)
+    assert [gate.step for gate in gates_of(history)] == ["g#0"]
+    assert find_gate(history, "publish").step == find_gate(history, "g#0").step == "g#0"

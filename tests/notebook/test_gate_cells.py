@@ -510,6 +510,7 @@ def test_nothing_that_is_shown_becomes_html(exhibit: dict[str, Any]) -> None:
         assert not [name for _, attributes in tags for name, _ in attributes if name.startswith("on")]
         frames = [dict(attributes) for tag, attributes in tags if tag == "iframe"]
         assert all("" == frame["sandbox"] for frame in frames)
+        assert all("default-src 'none'" in str(frame["srcdoc"]) for frame in frames), "nothing is fetched"
         assert isinstance(exhibit_html(exhibit), str)
         assert isinstance(exhibit_text(exhibit), str)
 

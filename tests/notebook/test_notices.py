@@ -154,6 +154,12 @@ def test_calls_are_shown_by_function_and_cell(notebook: Kernel) -> None:
     assert notebook.run(parents).result == "{None}"
 
 
+def test_forgetting_a_gate_of_a_plain_cell_names_it(notebook: Kernel) -> None:
+    """`%nbflow forget` says what is asked anew, also where the cell around it is no step."""
+    assert not notebook.run("import nbflow\nnbflow.gate('publish')").ok
+    assert notebook.run("%nbflow forget publish").notices[0].startswith("Forgotten, to run again: publish.")
+
+
 def test_forgetting_a_function_runs_all_its_calls_and_the_cells_around_them(notebook: Kernel) -> None:
     """`%nbflow forget fit()` needs no keys; a durable cell that holds such a call has to run for it."""
     define = "log = []\n@nbflow.durable(version='1')\ndef fit(m):\n    log.append(m)\n    return m"

@@ -12,6 +12,7 @@ from nbflow.core import crashpoints
 from nbflow.core.errors import InvalidTransition, RunFinished, StoreFull
 from nbflow.core.model import Message, MessageTaken, RunChanged
 from nbflow.store.inbox import Inbox
+from nbflow.store.live import LiveRuns
 from tests.store.journal_kit import KEY, RUN, attached, child, new_run, owner
 
 
@@ -151,3 +152,17 @@ def test_a_sender_killed_at_any_point_leaves_the_whole_message_or_none(tmp_path)
         log.release()
     assert outcomes == sorted(outcomes)
     assert set(outcomes) == {False, True}
+
+
+def test_two_messages_within_one_tick_of_the_clock_are_two_changes(tmp_path):
+    """A file system tells times in ticks of milliseconds: what comes within one is seen all the same."""
+    folder = new_run(tmp_path)
+    live = LiveRuns(folder.path.parent, lambda: KEY)
+    folder.send(message(1))
+    tick = (folder.path / "inbox").stat()
+    _, seen = live.changes(None)
+    folder.send(message(2))
+    os.utime(folder.path / "inbox", ns=(tick.st_atime_ns, tick.st_mtime_ns))
+    changed, seen = live.changes(seen)
+    assert {RUN} == changed
+    assert frozenset() == live.changes(seen)[0]

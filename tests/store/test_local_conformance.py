@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from nbflow.core.errors import UnknownRun
 from nbflow.store.local import LocalStore
 from nbflow.store.protocol import Store
 from nbflow.testing import MemoryStore
-from tests.store.conformance import Conformance
+from tests.store.conformance import Conformance, opened
 
 
 class TestLocalStore(Conformance):
@@ -42,3 +44,12 @@ class TestMemoryStore(Conformance):
     def store(self) -> Store:
         """Give an empty store in memory."""
         return MemoryStore()
+
+
+def test_a_prefix_that_is_too_short_is_said_to_be(tmp_path: Path) -> None:
+    """Two characters name no run, although one begins with them: the error says that, and not that none does."""
+    with closing(LocalStore(tmp_path / "store", background=False)) as store:
+        first = opened()
+        store.create(first)
+        with pytest.raises(UnknownRun, match="too short to name a run"):
+            store.run(first.run[:2])

@@ -12,7 +12,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import nbflow
-from nbflow.core.errors import UnknownRun, UsageError
+from nbflow.core.errors import NotAStore, UnknownRun, UsageError
 from nbflow.notebook import shown
 from nbflow.widgets import snapshots
 from nbflow.widgets.view import View, answer_at_once
@@ -166,6 +166,27 @@ def test_the_record_tells_the_end_when_the_cell_is_run_again(kernel: Kernel) -> 
     assert ids[1] in updated
 
 
+def test_two_views_in_one_cell_are_both_kept_up_to_date(kernel: Kernel) -> None:
+    """A cell that shows two of a kind leaves two records, and both tell what happened later."""
+    cell = kernel.run(
+        "import nbflow\nfrom IPython.display import display\ndisplay(nbflow.dashboard(), nbflow.dashboard())",
+        cell_id="both",
+    )
+    ids = {
+        message["content"]["transient"]["display_id"]
+        for message in cell.messages
+        if message["msg_type"] == "display_data" and message["content"]["transient"]
+    }
+    assert len(ids) == 2
+    done = kernel.run("%%durable\nx = sum(range(3))")
+    updated = {
+        message["content"]["transient"]["display_id"]
+        for message in done.messages
+        if message["msg_type"] == "update_display_data"
+    }
+    assert ids <= updated
+
+
 def shown_id(cell: Any) -> str:
     """The display id of a cell's record."""
     for message in cell.messages:
@@ -202,6 +223,21 @@ class Broken:
 
     def listen(self, view: str, push: Callable[[dict[str, Any]], None]) -> None:
         """Hear nothing."""
+
+
+def test_looking_at_a_place_that_is_not_there_makes_nothing(tmp_path: Path) -> None:
+    """A misspelt path is an error that names it, and no empty store."""
+    place = tmp_path / "reprots"
+    with pytest.raises(NotAStore, match="reprots"):
+        nbflow.dashboard(store=place)
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("given", [3, None])
+def test_a_picture_of_something_else_is_refused(tmp_path: Path, given: Any) -> None:
+    """`nbflow.fsm` says what it takes where it gets neither a machine nor a run."""
+    with pytest.raises(UsageError, match="a machine or a run"):
+        nbflow.fsm(given, store=tmp_path)
 
 
 def test_a_store_that_cannot_be_read_is_said(ip_free: None) -> None:

@@ -59,7 +59,7 @@ export function stepActs(near, step, actions) {
   return [
     act(near, "retry", "Retry step", actions, () => ({
       title: `Retry ${step.name}?`,
-      says: ["Its failure is put aside: it is tried again when the run goes on."],
+      says: [step.state === "failed" ? "Its failure is put aside: it is tried again when the run goes on." : "It runs again when the run goes on, whatever became of it."],
       word: "Retry step",
       params: () => about,
     })),

@@ -2,7 +2,9 @@
 // server answers is the transport's business:
 //   transport = {post(message), start(receive, moved) → stop, standing?() → "busy" | "idle" | "gone" | null}
 // Messages to the other side are {id, method, params}; from it {id, result}, {id, error} or a push
-// {view, push, ...}. Comm messages reach every page of a notebook, so ids and pushes carry the view.
+// {view, turn, push, ...}. Comm messages reach every page of a notebook, so ids and pushes carry the view.
+// Answers and pushes come from different threads, in any order: the turn, which the answer to `watch` has
+// too, tells on what a push is to be put.
 
 const SLOW = 1000; // ms without an answer until the page says that the kernel is busy
 const SILENT = 12000; // ms without an answer from a kernel that claims to be idle until it counts as gone
@@ -43,6 +45,11 @@ export class Adapter {
     this.following = "";
     this.rewatches = 0;
     this.watching = null;
+    /** The watch that the page shows, and pushes of the next one that came before its answer. */
+    this.turn = 0;
+    this.early = [];
+    /** The query of runs that is watched, and the one that is to be. */
+    this.shown = this.wished = "null";
     this.visible = true;
     this.stop = transport.start((message) => this.receive(message), (state) => this.moved(state));
     this.clock = setInterval(() => this.look(), 500);
@@ -106,6 +113,7 @@ export class Adapter {
     const said = this.follows.size ? JSON.stringify(wanted) : "";
     if ((said === this.following && !force) || this.state === GONE) return;
     this.following = said;
+    this.wished = JSON.stringify(wanted.runs);
     this.rewatches += 1;
     if (!this.watching) this.watching = this.watchAll();
   }
@@ -135,11 +143,27 @@ export class Adapter {
       else this.trouble([error.message, error.hint].filter(Boolean).join(" "));
       return;
     }
+    this.turn = first.turn ?? 0;
+    this.shown = JSON.stringify(wanted.runs);
+    const early = this.early.splice(0);
     if (said !== this.following) return;
     if (first.runs) this.tell({push: "runs", ...first.runs});
     if (first.run) this.tell({push: "whole", ...first.run, run: wanted.run});
     if (first.gates) this.tell({push: "gates", ...first.gates});
     this.trouble(first.problem);
+    for (const push of early) this.pushed(push);
+  }
+
+  /** Take a push: one of the watch before is old news, one of the next is kept until that is answered. */
+  pushed(message) {
+    const turn = message.turn ?? this.turn;
+    if (turn !== this.turn) {
+      if (this.watching) this.early.push(message);
+    } else if (message.push === "store") {
+      this.trouble(message.problem);
+    } else if (message.push !== "runs" || this.shown === this.wished) {
+      this.tell(message); // rows of another query would stand under the filters of this one
+    }
   }
 
   /** Say whether anybody can see the page; what nobody sees is not pushed. */
@@ -167,8 +191,7 @@ export class Adapter {
       else waiting.resolve(message.result);
     } else if (message.push && (message.view === undefined || message.view === this.view)) {
       this.heardNow();
-      if (message.push === "store") this.trouble(message.problem);
-      else this.tell(message);
+      this.pushed(message);
     }
   }
 

@@ -61,7 +61,7 @@ function connectionSentence({state, heard}) {
     const today = Date.now() / 1000 - heard < 43200;
     return `The kernel is gone: this is how things stood at ${today ? clock(heard) : when(heard)}. Run the cell again to go on.`;
   }
-  return state === BUSY ? "The kernel is busy: this is done when the cell ends." : null;
+  return state === BUSY ? "The kernel is busy: if a cell runs, this is done when it ends." : null;
 }
 
 function say(banner, sentence, tone) {

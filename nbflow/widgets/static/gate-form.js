@@ -175,7 +175,7 @@ export function makeForm(adapter, row, {update, refresh, say, via, complaint = "
     gone.hidden = !dead;
     if (dead) close();
     if (dead && !gone.firstChild)
-      replace(gone, "The kernel is gone, so this page cannot decide. A terminal can: ", terminal(true), terminal(false));
+      replace(gone, "The kernel is gone, so nothing can be decided here until this cell is run again. A terminal can: ", terminal(true), terminal(false));
   }
   able();
 

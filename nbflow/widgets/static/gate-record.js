@@ -20,6 +20,17 @@ const OVER = {
   cancelled: "Nobody can decide it any more: it was withdrawn, or its run is over.",
 };
 
+const SINCE = {
+  fail: "The run fails here when it goes on.",
+  continue: "It counts as approved when the run goes on.",
+  reject: "It counts as rejected when the run goes on.",
+};
+
+/** Why a gate cannot be decided any more, and what that means for its run. */
+function over({state, on_timeout}) {
+  return [OVER[state], state === "timed_out" && SINCE[on_timeout]].filter(Boolean).join(" ");
+}
+
 /** What happens when nobody decides in time. */
 export const THEN = {fail: "then it fails", continue: "then it is approved", reject: "then it is rejected"};
 
@@ -41,7 +52,7 @@ export function timeLeft(seconds) {
 /** A decision in one sentence, for those who hear the page. */
 export function spoken(row) {
   const {decision} = row;
-  if (!decision) return OVER[row.state] ?? "";
+  if (!decision) return over(row);
   return `${decision.approved ? "Approved" : "Rejected"} by ${decision.by || "nobody known"}.`;
 }
 
@@ -70,7 +81,7 @@ export function makeRecord(row, {here, waits, unsent, complaint}) {
         : null,
     );
   } else {
-    parts.push(h("p", {class: "nbflow-gate-decided"}, OVER[row.state] ?? "It was decided."));
+    parts.push(h("p", {class: "nbflow-gate-decided"}, over(row) || "It was decided."));
   }
   if (decision) parts.push(onward(row, {here, waits}));
   if (unsent)

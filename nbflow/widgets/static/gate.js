@@ -101,6 +101,7 @@ export function mountList(root, adapter, about = {}) {
   };
   const tidied = () => {
     tidy.hidden = ![...cards.values()].some((card) => !card.waits);
+    attend();
   };
   const draw = () => {
     for (const row of rows) {
@@ -127,12 +128,25 @@ export function mountList(root, adapter, about = {}) {
     for (const [key, card] of cards) {
       const row = now.get(key);
       if (row) card.update(row);
-      else if (card.waits) card.refresh();
+      else if (card.waits || card.row.state === "sent") card.refresh();
     }
     draw();
   };
+  /** A decision that was sent is taken in by its run, which the list of those that wait says nothing of. */
+  let attended = null;
+  const attend = () => {
+    const run = ended ? undefined : [...cards.values()].find((card) => card.row.state === "sent")?.row.run;
+    if (attended?.run === run) return;
+    attended?.following.stop();
+    attended = run ? {run, following: adapter.follow({run})} : null;
+  };
   const stop = adapter.listen((push) => {
     if (push.push === "gates") taken(push);
+    if (["run", "whole"].includes(push.push) && push.gates)
+      for (const card of cards.values()) {
+        const row = card.row.state === "sent" && push.gates.find((each) => each.run === card.row.run && each.step === card.row.step);
+        if (row) card.update(row);
+      }
     if (push.push === "connection") for (const card of cards.values()) card.connection();
   });
   // What was true when the page was made may be long ago, and a push comes only with the next change.
@@ -151,6 +165,7 @@ export function mountList(root, adapter, about = {}) {
     ended = true;
     clearTimeout(late);
     following.stop();
+    attend();
     stop();
     for (const card of cards.values()) card.dispose();
     root.replaceChildren();

@@ -12,6 +12,8 @@ import {sentence} from "./dialog.js";
 
 const TABS = [["overview", "Overview"], ["timeline", "Timeline"], ["steps", "Steps"], ["outputs", "Outputs"], ["log", "Log"]];
 const MORE = 500;
+// What a push has whole; of steps, nodes and edges it has those that changed.
+const FACTS = ["row", "actions", "gates", "attempts", "published", "problem", "seq", "at"];
 
 /** `place`: {run, tab, execution}; `row`: its line, where it is known; `go(place)` shows another run or list; `tell(words)` announces; `focus`: somebody came here by a click. */
 export function mount(root, adapter, {place, row: known, go, keep, tell, focus}) {
@@ -76,7 +78,10 @@ export function mount(root, adapter, {place, row: known, go, keep, tell, focus})
     panel.update(now());
   }
 
-  const now = () => ({...whole, steps: [...steps.values()].sort((one, other) => one.execution - other.execution)});
+  // What says that it runs in a process that is gone has stopped, as its run has.
+  const stateOf = (row) => (whole.row.state === "stopped" && row.state === "running" ? "stopped" : row.state);
+  const asShown = (row) => (stateOf(row) === row.state ? row : {...row, state: stateOf(row)});
+  const now = () => ({...whole, steps: [...steps.values()].map(asShown).sort((one, other) => one.execution - other.execution)});
   const page = {run, adapter, open: openStep, go, whole: () => whole, loadMore};
 
   /** Show a step, from its line or from its execution's number. */
@@ -86,7 +91,7 @@ export function mount(root, adapter, {place, row: known, go, keep, tell, focus})
     opener = document.activeElement;
     step?.view.dispose();
     const acts = stepActs(near, row, whole.actions ?? {});
-    const view = mountStep(beside, adapter, {run, row, acts, close: closeStep});
+    const view = mountStep(beside, adapter, {run, row, stateOf, acts, close: closeStep});
     step = {row, view};
     element.classList.add("nbflow-with-step");
     keep({run, tab, execution: row.execution});
@@ -114,7 +119,8 @@ export function mount(root, adapter, {place, row: known, go, keep, tell, focus})
   function drawHead(row, first) {
     text(title, row.workflow || shortId(run));
     if (restate(badge, row.state) && !first) tell(`${row.workflow}: ${row.state}`);
-    text(trouble, row.error && row.state !== "completed" ? row.error : "");
+    const twice = whole?.problem && row.error?.includes(whole.problem); // it stands above already
+    text(trouble, row.error && row.state !== "completed" && !twice ? row.error : "");
     trouble.hidden = !trouble.textContent;
     replaceIfNew(facts, runFacts(row, go));
   }
@@ -174,9 +180,9 @@ export function mount(root, adapter, {place, row: known, go, keep, tell, focus})
       take(push);
     } else if (push.push === "run" && push.run === run && whole) {
       for (const row of push.steps ?? []) steps.set(row.execution, row);
-      // Another attempt has begun: when the ones before it ended comes with the whole.
-      if (push.row && push.row.attempts !== whole.row.attempts) adapter.rewatch(true);
-      whole = {...whole, row: push.row ?? whole.row, actions: push.actions ?? whole.actions, seq: push.seq, gates: push.gates ?? whole.gates};
+      whole = {...whole, graph: push.graph ?? patched(whole.graph, push)};
+      for (const name of FACTS) if (push[name] !== undefined) whole[name] = push[name];
+      complain(whole.problem);
       draw();
       // Times of the newest event and of its drawing, for whoever measures how live this is.
       if (push.at) element.dataset.at = push.at;
@@ -204,6 +210,14 @@ export function mount(root, adapter, {place, row: known, go, keep, tell, focus})
     panel?.dispose();
     element.remove();
   };
+}
+
+/** The picture with the parts that changed: whichever tab is open, the next one is drawn from it. */
+function patched(graph, {nodes = [], edges = []}) {
+  if (!graph || !(nodes.length || edges.length)) return graph;
+  const named = ({source, target, kind}) => JSON.stringify([source, target, kind]);
+  const changed = new Map([...nodes.map((node) => [node.id, node]), ...edges.map((edge) => [named(edge), edge])]);
+  return {...graph, nodes: graph.nodes.map((node) => changed.get(node.id) ?? node), edges: graph.edges.map((edge) => changed.get(named(edge)) ?? edge)};
 }
 
 function runFacts(row, go) {
@@ -310,10 +324,10 @@ const PANELS = {
         },
         {name: "kind", title: "Kind", ...textCell((row) => row.kind)},
         {name: "started", title: "Started", ...textCell((row) => clock(row.started), {title: (row) => exactly(row.started)})},
-        {name: "seconds", title: "Took", class: "nbflow-number", ...textCell((row) => seconds(row.seconds ?? (row.finished === null ? null : row.finished - row.started)))},
+        {name: "took", title: "Took", class: "nbflow-number", ...textCell((row) => seconds(row.seconds ?? (row.finished === null || row.state === "stopped" ? null : row.finished - row.started)))},
         {name: "tries", title: "Tries", class: "nbflow-number", ...textCell((row) => count((row.retries?.length ?? 0) + 1))},
         {name: "outputs", title: "Outputs", class: "nbflow-number", ...textCell((row) => count(row.outputs))},
-        {name: "about", title: "About", ...textCell((row) => [row.forgotten ? "forgotten" : row.current ? null : "older version", row.error ? `${row.error.type}: ${row.error.message}` : null].filter(Boolean).join(" · "))},
+        {name: "about", title: "About", ...textCell((row) => [row.forgotten ? "forgotten" : row.current ? null : "run again since", row.error ? `${row.error.type}: ${row.error.message}` : null].filter(Boolean).join(" · "))},
       ],
     });
     root.append(h("div", {class: "nbflow-row"}, filter, more, problem), table.element);
@@ -378,7 +392,7 @@ const PANELS = {
             lines.push([retry.at, `${row.name}: try ${retry.attempt} failed${why}${retry.due_at ? `; again at ${clock(retry.due_at)}` : ""}`]);
           }
           const why = row.error ? `: ${row.error.type}: ${row.error.message}` : "";
-          if (row.finished !== null) lines.push([row.finished, `${row.name} ${row.state} after ${seconds(row.finished - row.started)}${why}`]);
+          if (row.finished !== null) lines.push([row.finished, `${row.name} ${row.state}${row.state === "stopped" ? "" : ` after ${seconds(row.finished - row.started)}`}${why}`]);
         }
         for (const gate of now.gates ?? []) {
           const decided = gate.decision;

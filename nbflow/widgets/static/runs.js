@@ -219,7 +219,7 @@ export function mount(root, adapter, {open, kept = {}, keep = () => {}}) {
   const following = adapter.follow({runs: query(0)});
   const stop = adapter.listen((push) => {
     if (push.push === "runs" && push.rows) {
-      const page = Math.round((push.query?.offset ?? push.offset ?? middle() * PAGE) / PAGE);
+      const page = Math.round((push.offset ?? middle() * PAGE) / PAGE);
       take(page, push);
     }
     if (push.push === "connection" && adapter.connected) fetchMissing();

@@ -8,10 +8,10 @@ import {stateBadge} from "./states.js";
 
 const ROWS = 50; // rows of a table that are asked for at once
 
-/** `row`: the line of the step; `acts`: buttons for it; `close()`: the person is done with it. */
-export function mount(root, adapter, {run, row, acts = [], close}) {
+/** `row`: the line of the step; `stateOf(row)`: the state to show; `acts`: buttons for it; `close()`: the person is done with it. */
+export function mount(root, adapter, {run, row, stateOf = (one) => one.state, acts = [], close}) {
   const title = h("h3", {tabindex: -1, id: fresh("step")}, row.name);
-  const badge = h("span", {}, stateBadge(row.state));
+  const badge = h("span", {}, stateBadge(stateOf(row)));
   const body = h("div", {class: "nbflow-sections"}, h("p", {class: "nbflow-quiet"}, "Reading what is recorded…"));
   const panel = h(
     "section",
@@ -39,7 +39,7 @@ export function mount(root, adapter, {run, row, acts = [], close}) {
       if (ended || said === drawn) return;
       drawn = said;
       shown = found.row;
-      replace(badge, stateBadge(shown.state));
+      replace(badge, stateBadge(stateOf(shown)));
       replace(body, sections(adapter, run, found));
     } catch (error) {
       if (!ended && !drawn) replace(body, h("p", {class: "nbflow-error", role: "alert"}, sentence(error)));
@@ -80,7 +80,7 @@ function sections(adapter, run, found) {
     found.outputs?.length ? part(`Recorded (${count(found.outputs.length)})`, outputs(adapter, run, row.execution, found.outputs)) : null,
     found.inputs?.length ? part("Read", h("table", {class: "nbflow-data nbflow-wide"},
       heads("Name", "Value"),
-      h("tbody", {}, found.inputs.map(({name, preview}) => h("tr", {}, h("th", {scope: "row", class: "nbflow-mono"}, name), h("td", {class: "nbflow-mono"}, preview)))))) : null,
+      h("tbody", {}, found.inputs.map(({name, preview}) => h("tr", {}, h("th", {scope: "row", class: "nbflow-mono"}, name), h("td", {class: "nbflow-mono"}, preview || "–")))))) : null,
     found.source ? part("Code", code(found.source, "Code")) : null,
     found.attempts?.length > 1 || found.attempts?.[0]?.error ? part("Attempts", attempts(found.attempts)) : null,
     found.log?.length ? part("Log", code(found.log.join("\n"), "Log")) : null,
@@ -118,7 +118,7 @@ function attempts(tries) {
       h("th", {scope: "row"}, one.attempt),
       h("td", {}, stateBadge(one.state)),
       h("td", {title: exactly(one.started)}, clock(one.started)),
-      h("td", {}, one.finished === null ? "–" : seconds(one.finished - one.started)),
+      h("td", {}, one.finished === null || one.state === "stopped" ? "–" : seconds(one.finished - one.started)),
       h("td", {}, one.error ? `${one.error.type}: ${one.error.message}` : "–"))))));
 }
 

@@ -74,10 +74,11 @@ export function mount(root, adapter, {open}) {
       const [left, right] = [place(start), place(end ?? now())];
       if (right < 0 || left > 100) continue;
       const low = Math.max(0, left);
+      const wide = `max(3px, ${Math.min(100, right) - low}%)`;
       parts.push(h("i", {
         class: `nbflow-span nbflow-tone-${tone} ${waits ? "nbflow-hatched" : ""}`,
         title,
-        style: {"inset-inline-start": `${low}%`, width: `max(3px, ${Math.min(100, right) - low}%)`},
+        style: {"inset-inline-start": `min(${low}%, 100% - 3px)`, width: wide}, // what begins at the end is seen
       }));
     }
     for (const {at, title} of line.ticks) {
@@ -197,7 +198,7 @@ function stepLine(step, end) {
   }
   const waits = WAITS.has(step.kind) || step.state === "waiting" || step.state === "pending";
   const {tone, word} = look(step.state);
-  const took = step.finished === null ? "not finished" : seconds(step.finished - step.started);
+  const took = step.finished === null || step.state === "stopped" ? "not finished" : seconds(step.finished - step.started);
   const title = `${step.name}: ${word}, started ${clock(step.started)}, ${took}`;
   if (step.finished === null || step.finished >= start) bars.push({start, end: step.finished ?? end, tone, waits, title});
   const retried = step.retries?.length ? `, ${plural(step.retries.length, "failed try", "failed tries")}` : "";

@@ -26,6 +26,9 @@ _STEPS = 400
 #: The share of one core that drawing a run's picture may take.
 _DRAWING = 0.005
 
+#: Seconds until the next picture at most, behind one that was laid out anew.
+_SOON = 0.5
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -206,8 +209,14 @@ class View:
             return self._graph
         began = time.thread_time()
         drawn = run_page.graph(fold, alive)
-        self._draw_at = now + (time.thread_time() - began) / _DRAWING
+        pause = (time.thread_time() - began) / _DRAWING
+        # A new layout (and the loading of what makes it) costs once what a redraw does not.
+        self._draw_at = now + (pause if _is_redrawn(self._graph, drawn) else min(pause, _SOON))
         return drawn
+
+
+def _is_redrawn(before: dict[str, Any] | None, drawn: dict[str, Any] | None) -> bool:
+    return drawn is not None and run_page.same_shape(before, drawn)
 
 
 _DELETED = "The run was deleted."

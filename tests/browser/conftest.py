@@ -30,6 +30,13 @@ def missing(reason: str) -> Any:
     pytest.skip(reason)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Try a browser test that fails once more: on a busy machine a page may be late, a promise is broken twice."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium."""
@@ -74,6 +81,8 @@ def folder(server: JupyterServer, request: pytest.FixtureRequest) -> Path:
     """The folder of this test in the server's: its notebooks, and their store `.nbflow`."""
     name = re.sub(r"\W+", "-", request.node.name).strip("-")[:60]
     place = server.root / name
+    while place.exists():  # the test is tried once more
+        place = place.with_name(f"{place.name}-again")
     place.mkdir()
     (place / ".nbflow").mkdir()
     return place

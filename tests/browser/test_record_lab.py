@@ -40,6 +40,7 @@ def saved(show: Show) -> NotebookPage:
     notebook = show("kept", *CELLS)
     notebook.run_all()
     expect(notebook.view(3).get_by_role("button", name="Approve", exact=True)).to_be_visible()
+    says(notebook.view(2), SAYS[2])  # the dashboard was told, too
     notebook.save()
     return notebook
 

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -534,11 +534,11 @@ def test_nothing_is_left_of_a_notebook_that_waits(tmp_path: Path) -> None:
     before = {process.pid for process in psutil.process_iter()}
     stopped = papermill(gated(tmp_path), tmp_path / "out.ipynb", cwd=tmp_path)
     assert stopped.returncode == WAITS
-    left = [
-        process
-        for process in psutil.process_iter()
-        if process.pid not in before and str(tmp_path) in " ".join(process.cmdline())
-    ]
+    left = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):  # of others, ended meanwhile
+            if process.pid not in before and str(tmp_path) in " ".join(process.cmdline()):
+                left.append(process)
     assert left == []
     with closing(LocalStore(tmp_path / ".nbflow", background=False)) as store:
         [info] = store.runs()

@@ -113,6 +113,8 @@ def record(store: str) -> None:
 
 def follow(store: str, run: str) -> dict[str, float]:
     """Follow a run as a dashboard does; return the follower's share of one core and how old news are (seconds)."""
+    import duckdb  # noqa: F401 - a kernel with a store has loaded it; 0.1 s is half of what a few seconds may cost
+
     from nbflow.board import Board
     from nbflow.store.local import LocalStore, find_store
 

@@ -103,7 +103,9 @@ export function mount(root, adapter, {open}) {
     const marks = [];
     for (let at = Math.ceil((from() - span[0]) / step) * step; at <= to() - span[0]; at += step) {
       const left = (100 * (at + span[0] - from())) / width;
-      if (left <= 92) marks.push(h("span", {style: {"inset-inline-start": `${left}%`}}, at ? `+${seconds(at)}` : clock(span[0])));
+      // Near the end there is room for a word in a wide page alone.
+      const style = {"inset-inline-start": `${left}%`};
+      if (left <= 88) marks.push(h("span", {class: left > 70 ? "nbflow-late" : null, style}, at ? `+${seconds(at)}` : clock(span[0])));
     }
     scale.replaceChildren(h("div", {class: "nbflow-scale-marks"}, marks));
   }
